@@ -1,0 +1,99 @@
+# make train    learn to read digits with the fused LSTM       ARGS="--order pixel --epochs 10"
+# make test     prove it: Python tests and native kernel tests  ARGS="-k scratch"
+# make bench    measure it against its peers                    ARGS="--quick"
+# make lint     formatting, lints, types                        make format   repairs what it can
+# make sanitize the native tests under ASan + UBSan and TSan    make wheel    dist/*.whl
+# make clean    everything built; make distclean also removes the virtual environment
+#
+# All share one virtual environment, made at the first need and again when what it was made from
+# changes. A change below csrc/ is compiled in before the next train, test or bench.
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= 2.13.0
+TORCH_INDEX ?=
+DATA_ROOT ?= $(if $(wildcard ../shared/data/MNIST),../shared/data,data)
+ARGS ?=
+
+BIN := $(VENV)/bin
+PY := $(BIN)/python
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check
+CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | sort)
+FORMATTED := $(CSRC) $(wildcard tests/native/*.cpp tests/native/*.h benchmarks/*.cpp)
+
+# Each step of the environment leaves a stamp in it. SETTINGS changes only when its content does.
+SETTINGS := $(VENV)/.stamp-settings
+TORCH_STAMP := $(VENV)/.stamp-torch
+PACKAGE_STAMP := $(VENV)/.stamp-package
+DEV_STAMP := $(VENV)/.stamp-dev
+BENCH_STAMP := $(VENV)/.stamp-bench
+
+.PHONY: help train test test-python test-native bench lint format sanitize wheel sdist clean \
+        distclean setup always
+help:
+	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile | sed '/^PYTHON/,$$d'
+
+train: $(PACKAGE_STAMP)
+	$(PY) -m fused_lstm.training --data-root "$(DATA_ROOT)" $(ARGS)
+
+test: test-native test-python
+test-python: $(DEV_STAMP)
+	DATA_ROOT="$(abspath $(DATA_ROOT))" $(PY) -m pytest $(ARGS)
+test-native:
+	+$(MAKE) --no-print-directory -C tests/native run
+
+bench: $(BENCH_STAMP)
+	$(PY) benchmarks/run.py $(ARGS)
+
+lint: $(DEV_STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy fused_lstm
+	$(BIN)/clang-format --dry-run -Werror $(FORMATTED)
+format: $(DEV_STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/clang-format -i $(FORMATTED)
+
+sanitize:
+	+$(MAKE) --no-print-directory -C tests/native run-asan run-tsan
+
+wheel: $(PACKAGE_STAMP)
+	$(PY) -m pip wheel --disable-pip-version-check --no-build-isolation --no-deps -w dist .
+sdist: $(PACKAGE_STAMP)
+	$(PY) setup.py --quiet sdist
+
+clean:
+	rm -rf build dist *.egg-info fused_lstm/_C.*.so .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	rm -f $(PACKAGE_STAMP)
+distclean: clean
+	rm -rf .venv
+
+setup: $(DEV_STAMP)
+
+# Another PYTHON than the one that an environment of ours was made with: made anew.
+$(SETTINGS): always
+	@if [ -f $@ ] && ! grep -qxF 'PYTHON=$(PYTHON)' $@; then rm -rf "$(VENV)"; fi
+	@test -x $(PY) || { $(PYTHON) tools/preflight.py "$(VENV)" && $(PYTHON) -m venv "$(VENV)"; }
+	@printf 'PYTHON=%s\nTORCH=%s %s\n' '$(PYTHON)' '$(TORCH)' '$(TORCH_INDEX)' | cmp -s - $@ || \
+	    printf 'PYTHON=%s\nTORCH=%s %s\n' '$(PYTHON)' '$(TORCH)' '$(TORCH_INDEX)' > $@
+
+# torchvision names the one torch it was built for, so pip finds the pair by itself.
+$(TORCH_STAMP): $(SETTINGS)
+	@echo "setting up $(VENV) with torch $(TORCH) (once)"
+	$(PIP) 'setuptools>=71' ninja
+	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) 'torch==$(TORCH)' torchvision
+	@touch $@
+
+$(PACKAGE_STAMP): $(TORCH_STAMP) pyproject.toml setup.py fused_lstm/__init__.py $(CSRC)
+	@echo "compiling the extension"
+	PATH="$(abspath $(BIN)):$$PATH" $(PIP) --no-build-isolation --editable '.[train]'
+	@touch $@
+
+# What the tools need beyond that; order-only, so that a change in csrc/ does not ask pip again.
+$(DEV_STAMP): pyproject.toml $(TORCH_STAMP) | $(PACKAGE_STAMP)
+	$(PIP) $$($(PY) tools/extra.py dev)
+	@touch $@
+$(BENCH_STAMP): pyproject.toml $(TORCH_STAMP) | $(PACKAGE_STAMP)
+	$(PIP) $$($(PY) tools/extra.py bench)
+	@touch $@
