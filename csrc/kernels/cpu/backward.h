@@ -1,0 +1,584 @@
+// LSTM backward for one layer. Included inside an ISA's namespace.
+//
+// Time runs against the forward pass, a chunk of steps at a time. Within a chunk the recurrence turns
+// dy and the later step's dgates into this step's dgates; then the chunk's dgates, still in cache, give
+// dW and dx by products over all its rows. dgates have a buffer of their own: the reserve is only read,
+// so a second backward sees the same gates.
+
+template <class S, class E>
+class Backward {
+ public:
+  static constexpr int W = Vec<E>::kWidth;
+  static constexpr int G = 4 * W;           // one row of a gate panel
+  static constexpr int kTile = max_rows<4>();  // features of one packed tile of [x, h]
+
+  Backward(const Problem& problem, const Gradients& gradients, const Plan& plan, void* workspace)
+      : q_(problem),
+        g_(gradients),
+        plan_(plan),
+        panels_(ceil_div(problem.H, W)),
+        chunk_rows_(min64(plan.chunk_steps, problem.T) * problem.B),
+        // Rows of different panels that are used together must not fall into the same cache sets.
+        panel_stride_((chunk_rows_ + kTile) * G),
+        state_columns_(problem.P, plan.split == Split::kUnits ? plan.threads / problem.D : 1),
+        input_columns_(problem.I, 1) {
+    Carver carver(workspace);
+    offsets_ = carver.take<int64_t>(q_.batch_sizes ? q_.T + 1 : 0);
+    barriers_ = carver.take<Barrier>(q_.D);
+    for (int32_t d = 0; d < q_.D; ++d) {
+      Side& side = sides_[d];
+      side.dw_ih = static_cast<S*>(g_.weights[d].dw_ih);
+      side.dw_hh = static_cast<S*>(g_.weights[d].dw_hh);
+      side.db = static_cast<S*>(g_.weights[d].db);
+      side.f0 = side.dw_ih ? 0 : q_.I;
+      side.f1 = side.dw_hh ? q_.I + q_.P : q_.I;
+      side.features = ceil_div(max64(0, side.f1 - side.f0), kTile) * kTile;
+      if (!plan.dot) {
+        side.w_hh = carver.take<E>(panels_ * G * state_columns_.vectors * W);
+        if (g_.dx) side.w_ih = carver.take<E>(panels_ * G * input_columns_.vectors * W);
+        side.z = carver.take<E>(side.features * chunk_rows_);
+        side.dw = carver.take<E>(side.features * panels_ * G);
+      }
+      side.dz = carver.take<E>(panels_ * panel_stride_);
+      side.dz_later = carver.take<E>(panels_ * q_.B * G);
+      side.c0 = carver.take<E>(panels_ * q_.B * W);
+      side.dc = carver.take<E>(panels_ * q_.B * W);
+    }
+    for (int32_t i = 0; i < plan.threads && i < kMaxParts; ++i) {
+      parts_[i].sums = carver.take<E>(max64(q_.B, kInputRows) * 4 * W);
+      parts_[i].db = carver.take<E>(q_.D * panels_ * G);
+    }
+    workspace_bytes_ = carver.used();
+    if (workspace == nullptr) return;
+    steps_ = make_steps(problem, offsets_);
+    Carver reserve(const_cast<void*>(g_.reserve));
+    for (int32_t d = 0; d < q_.D; ++d) {
+      sides_[d].reserve = Reserve<S, E>::at(reserve, steps_.offset(q_.T), panels_);
+    }
+  }
+
+  size_t workspace_bytes() const { return workspace_bytes_; }
+
+  void run(const Parallel& parallel) {
+    for (int32_t d = 0; d < q_.D; ++d) new (&barriers_[d]) Barrier();
+    const bool by_rows = plan_.split == Split::kRows || !parallel.concurrent;
+    prepare(parallel);
+    for (int64_t last = q_.T; last > 0; last -= plan_.chunk_steps) {
+      const int64_t first = max64(0, last - plan_.chunk_steps);
+      if (by_rows) {
+        run_tasks(parallel, plan_.threads, [&](int64_t i) {
+          const Share share = share_of(static_cast<int32_t>(i), plan_.threads, q_.D);
+          for (int32_t d = share.first_side; d < share.last_side; ++d) {
+            recur(d, first, last, split_rows(steps_, share.index, share.count),
+                  split_rows(steps_, share.index + 1, share.count), 0, state_columns_.blocks,
+                  parts_[i], nullptr, 1);
+          }
+        });
+      } else {
+        run_team(parallel, plan_.threads, [&](int32_t rank, int32_t parties) {
+          const Share share = share_of(rank, parties, q_.D);
+          for (int32_t d = share.first_side; d < share.last_side; ++d) {
+            recur(d, first, last, 0, q_.B, split(state_columns_.blocks, share.index, share.count),
+                  split(state_columns_.blocks, share.index + 1, share.count), parts_[rank],
+                  share.count > 1 ? &barriers_[d] : nullptr, static_cast<int32_t>(share.count));
+          }
+        });
+      }
+      weight_gradients(parallel, first, last);
+      if (g_.dx) input_gradients(parallel, first, last);
+      if (first > 0) keep_later(first, last);
+    }
+    finish(parallel);
+  }
+
+ private:
+  static constexpr int kMaxParts = 256;
+  static constexpr int64_t kInputRows = 96;  // rows of dx whose dgates stay in L2
+
+  // Columns of a weight matrix cut into blocks of up to four vectors.
+  struct Columns {
+    int64_t n, vectors, blocks;
+    Columns(int64_t columns, int64_t parties)
+        : n(columns), vectors(ceil_div(columns, W)), blocks(ceil_div(vectors, 4)) {
+      while (blocks < parties && blocks < vectors) ++blocks;
+    }
+    int64_t first(int64_t block) const { return split(vectors, block, blocks); }
+  };
+
+  struct Side {
+    S *dw_ih, *dw_hh, *db;     // results, or null
+    int64_t f0, f1, features;  // features of [x, h] whose weight gradient is wanted; padded count
+    E* w_hh = nullptr;         // column blocks of W_hh
+    E* w_ih = nullptr;         // column blocks of W_ih, for dx
+    E* z = nullptr;            // [feature tile][chunk rows][kTile]: x and h_{t-1} of the chunk
+    E* dw = nullptr;           // [panel][features][4W]
+    E* dz = nullptr;           // dgates of the chunk: [panel][chunk rows][4W], panels padded apart
+    E* dz_later = nullptr;     // [panel][B][4W]: dgates of the step after the chunk
+    E* c0 = nullptr;           // [panel][B][W]
+    E* dc = nullptr;           // [panel][B][W]
+    Reserve<S, E> reserve{nullptr, nullptr, 0};
+  };
+  struct Part {
+    E* sums;  // [rows][up to 4W]
+    E* db;    // [D][panel][4W]
+  };
+  // dgates of one step: panel p, row b at data + p * panel + b * G.
+  struct Dgates {
+    const E* data;
+    int64_t panel;
+  };
+
+  int64_t time_of(int32_t d, int64_t s) const { return d == 0 ? s : q_.T - 1 - s; }
+  int64_t chunk_begin(int32_t d, int64_t first, int64_t last) const {
+    return d == 0 ? first : q_.T - last;
+  }
+  int64_t rows_of(int32_t d, int64_t s) const {  // of processing step s; none outside the sequence
+    return s < 0 || s >= q_.T ? 0 : steps_.rows(time_of(d, s));
+  }
+  E* dz_at(int32_t d, int64_t chunk, int64_t t) const {
+    return sides_[d].dz + (steps_.offset(t) - steps_.offset(chunk)) * G;
+  }
+
+  void prepare(const Parallel& parallel) {
+    for (int32_t d = 0; d < q_.D; ++d) {
+      const Side& side = sides_[d];
+      const S* c0 = static_cast<const S*>(q_.c0);
+      const S* dc_n = static_cast<const S*>(g_.dc_n);
+      pack_state(c0 ? c0 + d * q_.B * q_.H : nullptr, q_.B, q_.H, side.c0);
+      pack_state(dc_n ? dc_n + d * q_.B * q_.H : nullptr, q_.B, q_.H, side.dc);
+    }
+    for (int32_t i = 0; i < plan_.threads; ++i) {
+      for (int64_t k = 0; k < q_.D * panels_ * G; ++k) parts_[i].db[k] = 0;
+    }
+    if (g_.dx && q_.D == 2) {
+      std::memset(g_.dx, 0, static_cast<size_t>(steps_.offset(q_.T) * q_.I) * sizeof(S));
+    }
+    if (plan_.dot) return;
+    const int64_t inputs = g_.dx ? input_columns_.blocks : 0;
+    const int64_t tasks = q_.D * (state_columns_.blocks + inputs);
+    run_tasks(parallel, plan_.threads, [&](int64_t i) {
+      for (int64_t j = split(tasks, i, plan_.threads); j < split(tasks, i + 1, plan_.threads); ++j) {
+        const int32_t d = static_cast<int32_t>(j % q_.D);
+        const int64_t block = j / q_.D;
+        if (block < state_columns_.blocks) {
+          pack_block(static_cast<const S*>(q_.weights[d].w_hh), state_columns_, block,
+                     sides_[d].w_hh);
+        } else {
+          pack_block(static_cast<const S*>(q_.weights[d].w_ih), input_columns_,
+                     block - state_columns_.blocks, sides_[d].w_ih);
+        }
+      }
+    });
+  }
+  void pack_block(const S* w, const Columns& columns, int64_t block, E* dst) const {
+    const int64_t v0 = columns.first(block), v1 = columns.first(block + 1);
+    pack_columns(w, q_.H, columns.n, v0 * W, (v1 - v0) * W, dst + v0 * W * panels_ * G);
+  }
+
+  // sums[rows][NV*W] (+)= dgates[rows][panels p0..p1] * a packed column block.
+  template <int NV>
+  struct ProductTile {
+    const E* a;
+    int64_t a_panel;
+    const E* w;
+    int64_t p0, p1;
+    E* sums;
+    template <int R>
+    FL_INLINE void run(int64_t first) const {
+      constexpr int width = NV * W;
+      Tile<E, R, NV> tile;
+      E* rows = sums + first * width;
+      if (p0 == 0) {
+        tile.zero();
+      } else {
+        tile.load(rows, width);
+      }
+      for (int64_t p = p0; p < p1; ++p) {
+        tile.accumulate(a + p * a_panel + first * G, G, 1, w + p * G * width, width, G);
+      }
+      tile.store(rows, width);
+    }
+  };
+  template <int NV>
+  void product_nv(const Dgates& a, int64_t row, int64_t rows, const E* w, E* sums) const {
+    const int64_t step = max64(1, plan_.k_block / G);
+    for (int64_t p = 0; p < panels_; p += step) {
+      for_tiles<NV>(rows, ProductTile<NV>{a.data + row * G, a.panel, w, p, min64(panels_, p + step),
+                                          sums});
+    }
+  }
+  void product(const Dgates& a, int64_t row, int64_t rows, const E* packed, const Columns& columns,
+               int64_t block, E* sums) const {
+    const int64_t v0 = columns.first(block), nv = columns.first(block + 1) - v0;
+    const E* w = packed + v0 * W * panels_ * G;
+    switch (nv) {
+      case 1:
+        return product_nv<1>(a, row, rows, w, sums);
+      case 2:
+        return product_nv<2>(a, row, rows, w, sums);
+      case 3:
+        return product_nv<3>(a, row, rows, w, sums);
+      default:
+        return product_nv<4>(a, row, rows, w, sums);
+    }
+  }
+  // The same from the weights as they lie, w [4H, n]: columns c0.. of up to 4 vectors, row by row.
+  void product_natural(const Dgates& a, int64_t row, int64_t rows, const S* w,
+                       const Columns& columns, int64_t block, E* sums) const {
+    const int64_t v0 = columns.first(block), nv = columns.first(block + 1) - v0;
+    const int64_t width = nv * W, count = min64(width, columns.n - v0 * W);
+    for (int64_t r = 0; r < rows; ++r, sums += width) {
+      Vec<E> acc[4] = {Vec<E>::set1(0), Vec<E>::set1(0), Vec<E>::set1(0), Vec<E>::set1(0)};
+      for (int64_t p = 0; p < panels_; ++p) {
+        const int units = static_cast<int>(min64(W, q_.H - p * W));
+        for (int gate = 0; gate < 4; ++gate) {
+          const E* dz = a.data + p * a.panel + (row + r) * G + gate * W;
+          const S* src = w + (gate * q_.H + p * W) * columns.n + v0 * W;
+          for (int j = 0; j < units; ++j, src += columns.n) {
+            const Vec<E> x = Vec<E>::set1(dz[j]);
+#pragma GCC unroll 4
+            for (int v = 0; v < 4; ++v) {
+              const int64_t left = count - v * W;
+              if (left >= W) {
+                acc[v] = fma(x, load_as(Tag<E>{}, src + v * W), acc[v]);
+              } else if (left > 0) {
+                acc[v] = fma(x, load_as(Tag<E>{}, src + v * W, static_cast<int>(left)), acc[v]);
+              }
+            }
+          }
+        }
+      }
+      for (int64_t v = 0; v < nv; ++v) acc[v].store(sums + v * W);
+    }
+  }
+  void state_product(int32_t d, const Dgates& a, int64_t row, int64_t rows, int64_t block,
+                     E* sums) const {
+    if (rows <= 0) return;
+    if (plan_.dot) {
+      product_natural(a, row, rows, static_cast<const S*>(q_.weights[d].w_hh), state_columns_, block,
+                      sums);
+    } else {
+      product(a, row, rows, sides_[d].w_hh, state_columns_, block, sums);
+    }
+  }
+
+  // Steps [first, last) of direction d, backwards, for rows [b0, b1) and column blocks [q0, q1).
+  void recur(int32_t d, int64_t first, int64_t last, int64_t b0, int64_t b1, int64_t q0, int64_t q1,
+             const Part& part, Barrier* barrier, int32_t parties) {
+    const Side& side = sides_[d];
+    const int64_t chunk = chunk_begin(d, first, last);
+    for (int64_t s = last - 1; s >= first; --s) {
+      const Dgates later = s + 1 == last ? Dgates{side.dz_later, q_.B * G}
+                                         : Dgates{dz_at(d, chunk, time_of(d, s + 1)), panel_stride_};
+      const int64_t later_rows = rows_of(d, s + 1);
+      for (int64_t block = q0; block < q1; ++block) {
+        state_product(d, later, b0, min64(b1, later_rows) - b0, block, part.sums);
+        const int64_t v0 = state_columns_.first(block), v1 = state_columns_.first(block + 1);
+        for (int64_t p = v0; p < v1; ++p) {
+          pointwise(d, s, chunk, p, b0, b1, part.sums + (p - v0) * W, (v1 - v0) * W,
+                    part.db + (d * panels_ + p) * G);
+        }
+        leave(d, s, block, b0, b1, part.sums);
+      }
+      if (barrier) barrier->wait(parties);
+    }
+    if (first > 0 || (!g_.dh0 && !g_.dc0)) return;
+    // What is left belongs to the state before the first step.
+    const Dgates start{dz_at(d, chunk, time_of(d, 0)), panel_stride_};
+    const int64_t rows = min64(b1, rows_of(d, 0));
+    for (int64_t block = q0; block < q1; ++block) {
+      if (g_.dh0) state_product(d, start, b0, rows - b0, block, part.sums);
+      write_initial(d, block, b0, b0, rows, part.sums);
+    }
+  }
+
+  // dgates of processing step s, panel p (units p*W..), rows [b0, b1); sums holds the part of dh that
+  // comes from the later step, row b at sums + (b - b0) * sums_row.
+  void pointwise(int32_t d, int64_t s, int64_t chunk, int64_t p, int64_t b0, int64_t b1,
+                 const E* sums, int64_t sums_row, E* db) const {
+    const Side& side = sides_[d];
+    const int64_t t = time_of(d, s);
+    const int64_t rows = min64(b1, steps_.rows(t));
+    const int64_t later_rows = rows_of(d, s + 1), before_rows = rows_of(d, s - 1);
+    const int units = static_cast<int>(min64(W, q_.H - p * W));
+    const S* gates = side.reserve.gates_at(steps_, t, p);
+    const E* c = side.reserve.cells_at(steps_, t, p);
+    const E* c_before = s > 0 ? side.reserve.cells_at(steps_, time_of(d, s - 1), p) : nullptr;
+    const E* c0 = side.c0 + p * q_.B * W;
+    E* dc = side.dc + p * q_.B * W;
+    E* dz = dz_at(d, chunk, t) + p * panel_stride_;
+    const S* dy = nullptr;
+    int64_t dy_row = 0;
+    if (g_.dy) {
+      const Sequence<const S> sequence(static_cast<const S*>(g_.dy) + d * q_.P, g_.dy_t, g_.dy_b,
+                                       steps_);
+      dy = sequence.step(steps_, t) + p * W;
+      dy_row = sequence.stride_b;
+    }
+    const S* dh_n = g_.dh_n ? static_cast<const S*>(g_.dh_n) + d * q_.B * q_.P + p * W : nullptr;
+    Vec<E> total[4] = {Vec<E>::set1(0), Vec<E>::set1(0), Vec<E>::set1(0), Vec<E>::set1(0)};
+    for (int64_t b = b0; b < rows; ++b) {
+      Vec<E> dh = Vec<E>::set1(0);
+      if (b < later_rows) {
+        dh = Vec<E>::load(sums + (b - b0) * sums_row);
+      } else if (dh_n) {
+        dh = load_units(dh_n + b * q_.P, units);
+      }
+      if (dy) dh = dh + load_units(dy + b * dy_row, units);
+      const S* saved = gates + b * G;
+      const Gates<Vec<E>> gate{load_as(Tag<E>{}, saved), load_as(Tag<E>{}, saved + W),
+                               load_as(Tag<E>{}, saved + 2 * W), load_as(Tag<E>{}, saved + 3 * W)};
+      const E* previous = b < before_rows ? c_before : c0;
+      Vec<E> carry = Vec<E>::load(dc + b * W);
+      Gates<Vec<E>> grad =
+          cell_backward(gate, Vec<E>::load(previous + b * W), Vec<E>::load(c + b * W), dh, carry);
+      carry.store(dc + b * W);
+      if (units < W) {  // 0 * Inf of an infinite input must not leave the padding
+        grad = {first_lanes(grad.i, units), first_lanes(grad.f, units), first_lanes(grad.g, units),
+                first_lanes(grad.o, units)};
+      }
+      E* out = dz + b * G;
+      grad.i.store(out);
+      grad.f.store(out + W);
+      grad.g.store(out + 2 * W);
+      grad.o.store(out + 3 * W);
+      total[0] = total[0] + grad.i;
+      total[1] = total[1] + grad.f;
+      total[2] = total[2] + grad.g;
+      total[3] = total[3] + grad.o;
+    }
+    for (int gate = 0; gate < 4; ++gate) {
+      (Vec<E>::load(db + gate * W) + total[gate]).store(db + gate * W);
+    }
+  }
+  static FL_INLINE Vec<E> load_units(const S* p, int units) {
+    return units == W ? load_as(Tag<E>{}, p) : load_as(Tag<E>{}, p, units);
+  }
+
+  // Rows whose first step was the later one (reverse direction of packed input): what reaches beyond
+  // it is the gradient of their initial state.
+  void leave(int32_t d, int64_t s, int64_t block, int64_t b0, int64_t b1, const E* sums) const {
+    const int64_t begin = max64(b0, rows_of(d, s)), end = min64(b1, rows_of(d, s + 1));
+    if (begin < end) write_initial(d, block, b0, begin, end, sums);
+  }
+  void write_initial(int32_t d, int64_t block, int64_t b0, int64_t begin, int64_t end,
+                     const E* sums) const {
+    const int64_t v0 = state_columns_.first(block), v1 = state_columns_.first(block + 1);
+    for (int64_t p = v0; p < v1; ++p) {
+      const int units = static_cast<int>(min64(W, q_.H - p * W));
+      for (int64_t b = begin; b < end; ++b) {
+        const int64_t at = (d * q_.B + b) * q_.H + p * W;
+        if (g_.dh0) {
+          store_as(Vec<E>::load(sums + (b - b0) * (v1 - v0) * W + (p - v0) * W),
+                   static_cast<S*>(g_.dh0) + at, units);
+        }
+        if (g_.dc0) {
+          store_as(Vec<E>::load(sides_[d].dc + (p * q_.B + b) * W), static_cast<S*>(g_.dc0) + at,
+                   units);
+        }
+      }
+    }
+  }
+
+  // The chunk's first processed step becomes the "later" step of the chunk before it.
+  void keep_later(int64_t first, int64_t last) {
+    for (int32_t d = 0; d < q_.D; ++d) {
+      const int64_t chunk = chunk_begin(d, first, last), t = time_of(d, first);
+      for (int64_t p = 0; p < panels_; ++p) {
+        std::memcpy(sides_[d].dz_later + p * q_.B * G, dz_at(d, chunk, t) + p * panel_stride_,
+                    static_cast<size_t>(steps_.rows(t) * G) * sizeof(E));
+      }
+    }
+  }
+
+  // h_{t-1} of row b of time step t, as stored; null for a zero initial state.
+  const S* h_before(int32_t d, int64_t t, int64_t b) const {
+    const int64_t s = time_of(d, t);  // its own inverse
+    if (b < rows_of(d, s - 1)) {
+      const Sequence<const S> y(static_cast<const S*>(g_.y) + d * q_.P, g_.y_t, g_.y_b, steps_);
+      return y.step(steps_, time_of(d, s - 1)) + b * y.stride_b;
+    }
+    return q_.h0 ? static_cast<const S*>(q_.h0) + (d * q_.B + b) * q_.P : nullptr;
+  }
+
+  void weight_gradients(const Parallel& parallel, int64_t first, int64_t last) {
+    for (int32_t d = 0; d < q_.D; ++d) {
+      const Side& side = sides_[d];
+      if (side.features == 0) continue;
+      const int64_t begin = chunk_begin(d, first, last), end = begin + last - first;
+      const int64_t rows = steps_.offset(end) - steps_.offset(begin);
+      if (plan_.dot) {
+        weight_gradients_natural(d, begin, end, last == q_.T);
+        continue;
+      }
+      const int64_t threads = plan_.threads;
+      run_tasks(parallel, min64(threads, last - first), [&](int64_t i) {
+        const int64_t n = min64(threads, last - first);
+        for (int64_t t = begin + split(end - begin, i, n); t < begin + split(end - begin, i + 1, n);
+             ++t) {
+          pack_features(d, t, begin);
+        }
+      });
+      run_tasks(parallel, min64(threads, panels_), [&](int64_t i) {
+        const int64_t n = min64(threads, panels_);
+        for (int64_t p = split(panels_, i, n); p < split(panels_, i + 1, n); ++p) {
+          accumulate_panel(d, p, rows, last == q_.T);
+        }
+      });
+    }
+  }
+  void pack_features(int32_t d, int64_t t, int64_t chunk) const {
+    const Side& side = sides_[d];
+    const Sequence<const S> x(static_cast<const S*>(q_.x), q_.x_t, q_.x_b, steps_);
+    const int64_t row0 = steps_.offset(t) - steps_.offset(chunk);
+    for (int64_t b = 0; b < steps_.rows(t); ++b) {
+      E* dst = side.z + (row0 + b) * kTile;
+      const int64_t tile = chunk_rows_ * kTile;
+      const S* source[2] = {x.step(steps_, t) + b * x.stride_b, h_before(d, t, b)};
+      int lane = 0;
+      for (int part = 0; part < 2; ++part) {
+        if (part == 0 ? side.dw_ih == nullptr : side.dw_hh == nullptr) continue;
+        const int64_t n = part == 0 ? q_.I : q_.P;
+        for (int64_t k = 0; k < n; ++k) {
+          dst[lane] = source[part] ? static_cast<E>(to_float(source[part][k])) : E(0);
+          if (++lane == kTile) {
+            lane = 0;
+            dst += tile;
+          }
+        }
+      }
+      if (lane > 0) {
+        for (; lane < kTile; ++lane) dst[lane] = 0;
+      }
+    }
+  }
+  void accumulate_panel(int32_t d, int64_t p, int64_t rows, bool fresh) const {
+    const Side& side = sides_[d];
+    constexpr int64_t kBlock = 160;
+    const int64_t blocks = max64(1, rows / kBlock);
+    for (int64_t k = 0; k < blocks; ++k) {
+      const int64_t r0 = split(rows, k, blocks), r1 = split(rows, k + 1, blocks);
+      const E* dz = side.dz + p * panel_stride_ + r0 * G;
+      for (int64_t f = 0; f < side.features; f += kTile) {
+        Tile<E, kTile, 4> tile;
+        tile.zero();
+        tile.accumulate(side.z + f * chunk_rows_ + r0 * kTile, 1, kTile, dz, G, r1 - r0);
+        E* out = side.dw + (p * side.features + f) * G;
+        if (fresh && k == 0) {
+          tile.store(out, G);
+        } else {
+          tile.add_to(out, G);
+        }
+      }
+    }
+  }
+  // Few rows: dW row by row in torch's layout.
+  void weight_gradients_natural(int32_t d, int64_t begin, int64_t end, bool fresh) const {
+    const Side& side = sides_[d];
+    const Sequence<const S> x(static_cast<const S*>(q_.x), q_.x_t, q_.x_b, steps_);
+    for (int64_t t = begin; t < end; ++t) {
+      for (int64_t b = 0; b < steps_.rows(t); ++b) {
+        const E* dz = dz_at(d, begin, t) + b * G;
+        const bool first = fresh && t == begin && b == 0;
+        outer(dz, x.step(steps_, t) + b * x.stride_b, q_.I, first, side.dw_ih);
+        outer(dz, h_before(d, t, b), q_.P, first, side.dw_hh);
+      }
+    }
+  }
+  void outer(const E* dz, const S* v, int64_t n, bool first, S* dw) const {
+    if (dw == nullptr || (v == nullptr && !first)) return;
+    for (int64_t p = 0; p < panels_; ++p) {
+      const int units = static_cast<int>(min64(W, q_.H - p * W));
+      for (int gate = 0; gate < 4; ++gate) {
+        for (int j = 0; j < units; ++j) {
+          const Vec<E> scale = Vec<E>::set1(dz[p * panel_stride_ + gate * W + j]);
+          S* row = dw + (gate * q_.H + p * W + j) * n;
+          for (int64_t k = 0; k < n; k += W) {
+            const int count = static_cast<int>(min64(W, n - k));
+            const Vec<E> value = v ? load_as(Tag<E>{}, v + k, count) : Vec<E>::set1(0);
+            const Vec<E> sum = first ? scale * value
+                                     : fma(scale, value, load_as(Tag<E>{}, row + k, count));
+            store_as(sum, row + k, count);
+          }
+        }
+      }
+    }
+  }
+
+  void input_gradients(const Parallel& parallel, int64_t first, int64_t last) {
+    for (int32_t d = 0; d < q_.D; ++d) {
+      const int64_t begin = chunk_begin(d, first, last), end = begin + last - first;
+      const int64_t rows = steps_.offset(end) - steps_.offset(begin);
+      const Dgates dz{sides_[d].dz, panel_stride_};
+      S* dx = static_cast<S*>(g_.dx) + steps_.offset(begin) * q_.I;
+      const int64_t threads = min64(plan_.threads, rows);
+      run_tasks(parallel, threads, [&](int64_t i) {
+        const int64_t end_row = split(rows, i + 1, threads);
+        for (int64_t r = split(rows, i, threads); r < end_row; r += kInputRows) {
+          const int64_t count = min64(kInputRows, end_row - r);
+          for (int64_t block = 0; block < input_columns_.blocks; ++block) {
+            if (plan_.dot) {
+              product_natural(dz, r, count, static_cast<const S*>(q_.weights[d].w_ih),
+                              input_columns_, block, parts_[i].sums);
+            } else {
+              product(dz, r, count, sides_[d].w_ih, input_columns_, block, parts_[i].sums);
+            }
+            write_input_block(block, count, parts_[i].sums, dx + r * q_.I);
+          }
+        }
+      });
+    }
+  }
+  // Two directions meet in dx, in no fixed order of rows: both add to zeros (prepare() wrote them).
+  void write_input_block(int64_t block, int64_t rows, const E* sums, S* dx) const {
+    const int64_t v0 = input_columns_.first(block), v1 = input_columns_.first(block + 1);
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t v = v0; v < v1; ++v, sums += W) {
+        const int count = static_cast<int>(min64(W, q_.I - v * W));
+        S* out = dx + r * q_.I + v * W;
+        Vec<E> value = Vec<E>::load(sums);
+        if (q_.D == 2) value = value + load_as(Tag<E>{}, out, count);
+        store_as(value, out, count);
+      }
+    }
+  }
+
+  void finish(const Parallel& parallel) {
+    for (int32_t d = 0; d < q_.D; ++d) {
+      const Side& side = sides_[d];
+      if (side.db) {
+        for (int64_t p = 0; p < panels_; ++p) {
+          for (int gate = 0; gate < 4; ++gate) {
+            Vec<E> total = Vec<E>::set1(0);
+            for (int32_t i = 0; i < plan_.threads; ++i) {
+              total = total + Vec<E>::load(parts_[i].db + (d * panels_ + p) * G + gate * W);
+            }
+            store_as(total, side.db + gate * q_.H + p * W,
+                     static_cast<int>(min64(W, q_.H - p * W)));
+          }
+        }
+      }
+      if (plan_.dot || side.features == 0) continue;
+      const int64_t threads = min64(plan_.threads, panels_);
+      run_tasks(parallel, threads, [&](int64_t i) {
+        for (int64_t p = split(panels_, i, threads); p < split(panels_, i + 1, threads); ++p) {
+          const E* panel = side.dw + p * side.features * G;
+          if (side.dw_ih) unpack_gate_panel(panel, q_.H, q_.I, p, side.dw_ih);
+          if (side.dw_hh) unpack_gate_panel(panel + (q_.I - side.f0) * G, q_.H, q_.P, p, side.dw_hh);
+        }
+      });
+    }
+  }
+
+  const Problem& q_;
+  const Gradients& g_;
+  const Plan plan_;
+  const int64_t panels_, chunk_rows_, panel_stride_;
+  const Columns state_columns_, input_columns_;
+  Steps steps_{0, 0, nullptr, nullptr};
+  int64_t* offsets_ = nullptr;
+  Barrier* barriers_ = nullptr;
+  Side sides_[2];
+  Part parts_[kMaxParts];
+  size_t workspace_bytes_ = 0;
+};

@@ -1,0 +1,21 @@
+// What every isa_*.cpp includes before it sets its target: whatever is inline in here is shared between
+// files and must be compiled for the baseline.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <new>
+#include <type_traits>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "../lstm.h"
+#include "../numeric.h"
+#include "kernels.h"
+#include "plan.h"
+#include "team.h"
+
+#define FL_INLINE inline __attribute__((always_inline))

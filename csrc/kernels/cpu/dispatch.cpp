@@ -1,0 +1,202 @@
+// Chooses the instruction set once per process and checks what the entry points are given.
+#include <atomic>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+#if defined(__unix__) || defined(__APPLE__)
+#include <unistd.h>
+#endif
+
+#include "kernels.h"
+#include "plan.h"
+
+namespace fused_lstm {
+namespace cpu {
+namespace {
+
+constexpr Isa kAllIsas[] = {Isa::kPortable, Isa::kAvx2, Isa::kAvx512, Isa::kEmulated512};
+
+const Kernels* kernels_of(Isa isa) {
+  switch (isa) {
+    case Isa::kPortable:
+      return portable_kernels();
+    case Isa::kAvx2:
+      return avx2_kernels();
+    case Isa::kAvx512:
+      return avx512_kernels();
+    case Isa::kEmulated512:
+      return emulated512_kernels();
+  }
+  return nullptr;
+}
+
+bool processor_has(Isa isa) {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                    __builtin_cpu_supports("f16c");
+  if (isa == Isa::kAvx2) return avx2;
+  if (isa == Isa::kAvx512) {
+    return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
+  }
+#endif
+  return isa == Isa::kPortable || isa == Isa::kEmulated512;
+}
+
+Isa best_isa() {
+  if (const char* name = std::getenv("FUSED_LSTM_ISA")) {
+    for (const Isa isa : kAllIsas) {
+      if (std::strcmp(name, isa_name(isa)) == 0 && isa_runs_here(isa)) return isa;
+    }
+  }
+  if (isa_runs_here(Isa::kAvx512)) return Isa::kAvx512;
+  if (isa_runs_here(Isa::kAvx2)) return Isa::kAvx2;
+  return Isa::kPortable;
+}
+
+std::atomic<Isa>& chosen_isa() {
+  static std::atomic<Isa> isa{best_isa()};
+  return isa;
+}
+
+int64_t l2_bytes() {
+#if defined(_SC_LEVEL2_CACHE_SIZE)
+  static const int64_t bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
+  if (bytes > 0) return bytes;
+#endif
+  return 512 << 10;
+}
+
+const Kernels& kernels() { return *kernels_of(active_isa()); }
+
+Facts facts_of(DType dtype) {
+  Facts facts = kernels().facts(dtype);
+  facts.l2_bytes = l2_bytes();
+  return facts;
+}
+
+Status check(const Problem& q) {
+  switch (q.dtype) {
+    case DType::kFloat32:
+    case DType::kFloat64:
+    case DType::kBFloat16:
+    case DType::kFloat16:
+      break;
+    default:
+      return Status::kUnsupported;
+  }
+  if (q.T < 1 || q.B < 1 || q.I < 1 || q.H < 1 || q.P < 1 || q.D < 1 || q.D > 2) {
+    return Status::kBadArgument;
+  }
+  if (q.x == nullptr) return Status::kBadArgument;
+  for (int32_t d = 0; d < q.D; ++d) {
+    if (q.weights[d].w_ih == nullptr || q.weights[d].w_hh == nullptr) return Status::kBadArgument;
+    if (q.weights[d].w_hr != nullptr) return Status::kUnsupported;
+  }
+  if (q.P != q.H) return Status::kUnsupported;
+  if (q.batch_sizes != nullptr) {
+    int64_t before = q.B;
+    for (int64_t t = 0; t < q.T; ++t) {
+      if (q.batch_sizes[t] < 1 || q.batch_sizes[t] > before) return Status::kBadArgument;
+      before = q.batch_sizes[t];
+    }
+    if (q.batch_sizes[0] != q.B) return Status::kBadArgument;
+  }
+  return Status::kOk;
+}
+
+int32_t usable(int32_t threads) { return threads < 1 ? 1 : threads > 256 ? 256 : threads; }
+
+// The pointer only says that a reserve will be written: sizes do not depend on where.
+Outputs outputs_for_size(bool training) {
+  Outputs outputs;
+  static char somewhere;
+  outputs.reserve = training ? &somewhere : nullptr;
+  return outputs;
+}
+
+}  // namespace
+
+const char* isa_name(Isa isa) {
+  switch (isa) {
+    case Isa::kPortable:
+      return "portable";
+    case Isa::kAvx2:
+      return "avx2";
+    case Isa::kAvx512:
+      return "avx512";
+    case Isa::kEmulated512:
+      return "emulated512";
+  }
+  return "unknown";
+}
+
+bool isa_runs_here(Isa isa) { return kernels_of(isa) != nullptr && processor_has(isa); }
+Isa active_isa() { return chosen_isa().load(std::memory_order_relaxed); }
+bool set_isa(Isa isa) {
+  if (!isa_runs_here(isa)) return false;
+  chosen_isa().store(isa, std::memory_order_relaxed);
+  return true;
+}
+
+size_t reserve_bytes(const Problem& problem) { return kernels().reserve_bytes(problem); }
+
+size_t forward_workspace_bytes(const Problem& problem, bool training, int32_t threads) {
+  const Plan plan = plan_forward(problem, training, usable(threads), facts_of(problem.dtype));
+  return kernels().forward_workspace(problem, outputs_for_size(training), plan);
+}
+
+size_t backward_workspace_bytes(const Problem& problem, const Gradients& gradients,
+                                int32_t threads) {
+  const Plan plan = plan_backward(problem, usable(threads), facts_of(problem.dtype));
+  return kernels().backward_workspace(problem, gradients, plan);
+}
+
+Status forward(const Problem& problem, const Outputs& outputs, void* workspace,
+               size_t workspace_bytes, const Parallel& parallel) {
+  const Status status = check(problem);
+  if (status != Status::kOk) return status;
+  if (outputs.y == nullptr || outputs.h_n == nullptr || outputs.c_n == nullptr ||
+      workspace == nullptr) {
+    return Status::kBadArgument;
+  }
+  const Plan plan = plan_forward(problem, outputs.reserve != nullptr, usable(parallel.threads),
+                                 facts_of(problem.dtype));
+  if (kernels().forward_workspace(problem, outputs, plan) > workspace_bytes) {
+    return Status::kWorkspaceTooSmall;
+  }
+  kernels().forward(problem, outputs, plan, workspace, parallel);
+  return Status::kOk;
+}
+
+Status backward(const Problem& problem, const Gradients& gradients, void* workspace,
+                size_t workspace_bytes, const Parallel& parallel) {
+  const Status status = check(problem);
+  if (status != Status::kOk) return status;
+  if (gradients.y == nullptr || gradients.reserve == nullptr || workspace == nullptr) {
+    return Status::kBadArgument;
+  }
+  const Plan plan = plan_backward(problem, usable(parallel.threads), facts_of(problem.dtype));
+  if (kernels().backward_workspace(problem, gradients, plan) > workspace_bytes) {
+    return Status::kWorkspaceTooSmall;
+  }
+  kernels().backward(problem, gradients, plan, workspace, parallel);
+  return Status::kOk;
+}
+
+void explain(const Problem& problem, bool training, int32_t threads, char* text,
+             size_t text_bytes) {
+  const Plan plan = plan_forward(problem, training, usable(threads), facts_of(problem.dtype));
+  std::snprintf(text, text_bytes, "cpu %s: %s, input %s, %d task%s%s", isa_name(active_isa()),
+                plan.dot ? "dot products on the weights as they lie" : "packed gate panels",
+                plan.fused ? "fused into each step" : "projected ahead in chunks", plan.threads,
+                plan.threads == 1 ? "" : "s",
+                plan.threads == 1             ? ""
+                : plan.split == Split::kRows ? " over rows"
+                                              : " over hidden units");
+}
+
+}  // namespace cpu
+}  // namespace fused_lstm

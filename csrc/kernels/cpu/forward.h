@@ -1,0 +1,530 @@
+// LSTM forward for one layer. Included inside an ISA's namespace.
+//
+// For each step, each tile of rows and each panel of W hidden units, the four gates of those units are
+// accumulated in registers over [x_t, h_{t-1}], activated there, and c and h leave as results: no gate
+// buffer exists in inference. S is the stored type, E the type computed in.
+
+template <class S, class E>
+class Forward {
+ public:
+  static constexpr int W = Vec<E>::kWidth;
+  static constexpr int G = 4 * W;  // one row of a gate panel
+
+  Forward(const Problem& problem, const Outputs& outputs, const Plan& plan, void* workspace)
+      : q_(problem),
+        out_(outputs),
+        plan_(plan),
+        panels_(ceil_div(problem.H, W)),
+        x_rows_(plan.fused ? problem.I : 0),
+        K_(problem.P + (plan.fused ? problem.I : 0)),
+        chunk_rows_(min64(plan.chunk_steps, problem.T) * problem.B) {
+    Carver carver(workspace);
+    offsets_ = carver.take<int64_t>(q_.batch_sizes ? q_.T + 1 : 0);
+    zeros_ = carver.take<E>(q_.P);
+    barriers_ = carver.take<Barrier>(q_.D);
+    const bool training = outputs.reserve != nullptr;
+    for (int32_t d = 0; d < q_.D; ++d) {
+      Side& side = sides_[d];
+      if (!plan.dot) side.weights = carver.take<E>(panels_ * K_ * G);
+      if (!plan.fused) {
+        side.w_x = carver.take<E>(panels_ * q_.I * G);
+        side.projected = carver.take<E>(panels_ * chunk_rows_ * G);
+      }
+      side.bias = carver.take<E>(panels_ * G);
+      side.c = carver.take<E>(panels_ * q_.B * W);
+      if (kConverts) {
+        side.h = carver.take<E>(2 * q_.B * q_.P);
+        side.h0 = carver.take<E>(q_.h0 ? q_.B * q_.P : 0);
+        side.x = carver.take<E>(chunk_rows_ * q_.I);
+      }
+    }
+    const int64_t part_rows = plan.dot ? 0 : q_.B;
+    for (int32_t i = 0; i < plan.threads && i < kMaxParts; ++i) {
+      E* part = carver.take<E>(part_rows * G);
+      parts_[i] = part;
+    }
+    workspace_bytes_ = carver.used();
+    if (workspace == nullptr) return;
+    steps_ = make_steps(problem, offsets_);
+    if (training) {
+      Carver reserve(outputs.reserve);
+      for (int32_t d = 0; d < q_.D; ++d) {
+        sides_[d].reserve = Reserve<S, E>::at(reserve, steps_.offset(q_.T), panels_);
+      }
+    }
+  }
+
+  size_t workspace_bytes() const { return workspace_bytes_; }
+
+  void run(const Parallel& parallel) {
+    for (int64_t k = 0; k < q_.P; ++k) zeros_[k] = 0;
+    for (int32_t d = 0; d < q_.D; ++d) new (&barriers_[d]) Barrier();
+    const bool by_rows = plan_.split == Split::kRows || !parallel.concurrent;
+    prepare(parallel);
+    for (int64_t first = 0; first < q_.T; first += plan_.chunk_steps) {
+      const int64_t last = min64(q_.T, first + plan_.chunk_steps);
+      if (kConverts) convert_x(parallel, first, last);
+      if (!plan_.fused) project_x(parallel, first, last);
+      if (by_rows) {
+        run_tasks(parallel, plan_.threads, [&](int64_t i) {
+          const Share share = share_of(static_cast<int32_t>(i), plan_.threads, q_.D);
+          for (int32_t d = share.first_side; d < share.last_side; ++d) {
+            recur(d, first, last, split_rows(steps_, share.index, share.count),
+                  split_rows(steps_, share.index + 1, share.count), 0, panels_, parts_[i], nullptr);
+          }
+        });
+      } else {
+        run_team(parallel, plan_.threads, [&](int32_t rank, int32_t parties) {
+          const Share share = share_of(rank, parties, q_.D);
+          for (int32_t d = share.first_side; d < share.last_side; ++d) {
+            Barrier* barrier = share.count > 1 ? &barriers_[d] : nullptr;
+            recur(d, first, last, 0, q_.B, split(panels_, share.index, share.count),
+                  split(panels_, share.index + 1, share.count), parts_[rank], barrier,
+                  static_cast<int32_t>(share.count));
+          }
+        });
+      }
+    }
+    finish();
+  }
+
+ private:
+  static constexpr bool kConverts = !std::is_same<S, E>::value;
+  static constexpr int kMaxParts = 256;
+
+  // One direction's data.
+  struct Side {
+    E* weights = nullptr;    // [panel][K][4W]: rows of W_ih (if fused) then of W_hh
+    E* w_x = nullptr;        // [panel][I][4W] when the input is projected apart
+    E* projected = nullptr;  // [panel][chunk rows][4W]
+    E* bias = nullptr;       // [panel][4W]
+    E* c = nullptr;          // [panel][B][W]: the cell state, or c0 in training
+    E* h = nullptr;          // [2][B][P] when S must be converted
+    E* h0 = nullptr;         // [B][P], likewise
+    E* x = nullptr;          // [chunk rows][I], likewise
+    Reserve<S, E> reserve{nullptr, nullptr, 0};
+  };
+
+  // Rows of one step whose previous state lies in one place.
+  struct Segment {
+    int64_t begin, end;
+    const E* h;  // row b at h + b * h_row
+    int64_t h_row;
+    const E* c;  // panel p, row b at c + p * c_panel + b * W
+    int64_t c_panel;
+  };
+
+  // Everything the tiles of one (step, segment, panel) need.
+  struct Context {
+    const E* x;  // row b at x + b * x_row; null when projected
+    int64_t x_row;
+    const Segment* segment;
+    const E* weights;      // this panel's rows
+    const E* start;        // row b's starting sums at start + b * start_row (stride 0: the bias)
+    int64_t start_row;
+    E* part;               // sums between k-blocks, row b at part + (b - part_first) * G
+    int64_t part_first;
+    const E* c_in;
+    E* c_out;
+    S* gates;              // or null
+    S* y;                  // row b at y + b * y_row
+    int64_t y_row;
+    E* h_copy;             // converted types: h as stored, row b at h_copy + b * P
+    int64_t P;
+    int units;
+  };
+
+  int64_t time_of(int32_t d, int64_t s) const { return d == 0 ? s : q_.T - 1 - s; }
+  Sequence<const S> x_sequence() const {
+    return {static_cast<const S*>(q_.x), q_.x_t, q_.x_b, steps_};
+  }
+  Sequence<S> y_sequence(int32_t d) const {
+    return {static_cast<S*>(out_.y) + d * q_.P, out_.y_t, out_.y_b, steps_};
+  }
+  // First time step of the chunk of processing steps [first, last).
+  int64_t chunk_begin(int32_t d, int64_t first, int64_t last) const {
+    return d == 0 ? first : q_.T - last;
+  }
+
+  void prepare(const Parallel& parallel) {
+    for (int32_t d = 0; d < q_.D; ++d) {
+      Side& side = sides_[d];
+      const Weights& weights = q_.weights[d];
+      pack_bias(static_cast<const S*>(weights.b_ih), static_cast<const S*>(weights.b_hh), q_.H,
+                side.bias);
+      const S* c0 = static_cast<const S*>(q_.c0);
+      pack_state(c0 ? c0 + d * q_.B * q_.H : nullptr, q_.B, q_.H, side.c);
+      if (kConverts && q_.h0) {
+        const S* h0 = static_cast<const S*>(q_.h0) + d * q_.B * q_.P;
+        for (int64_t i = 0; i < q_.B * q_.P; ++i) side.h0[i] = to_float(h0[i]);
+      }
+    }
+    if (plan_.dot && plan_.fused) return;
+    const int64_t tasks = q_.D * panels_;
+    run_tasks(parallel, plan_.threads, [&](int64_t i) {
+      for (int64_t j = split(tasks, i, plan_.threads); j < split(tasks, i + 1, plan_.threads); ++j) {
+        const int32_t d = static_cast<int32_t>(j / panels_);
+        const int64_t p = j % panels_;
+        const S* w_ih = static_cast<const S*>(q_.weights[d].w_ih);
+        const S* w_hh = static_cast<const S*>(q_.weights[d].w_hh);
+        pack_gate_panel(w_ih, q_.H, q_.I, p, plan_.fused ? K_ : q_.I, 0,
+                        plan_.fused ? sides_[d].weights : sides_[d].w_x);
+        if (!plan_.dot) pack_gate_panel(w_hh, q_.H, q_.P, p, K_, x_rows_, sides_[d].weights);
+      }
+    });
+  }
+
+  void convert_x(const Parallel& parallel, int64_t first, int64_t last) {
+    const Sequence<const S> x = x_sequence();
+    const int64_t count = last - first;
+    for (int32_t d = 0; d < q_.D; ++d) {
+      const int64_t begin = chunk_begin(d, first, last);
+      run_tasks(parallel, min64(plan_.threads, count), [&](int64_t i) {
+        const int64_t n = min64(plan_.threads, count);
+        for (int64_t t = begin + split(count, i, n); t < begin + split(count, i + 1, n); ++t) {
+          E* dst = sides_[d].x + (steps_.offset(t) - steps_.offset(begin)) * q_.I;
+          const S* src = x.step(steps_, t);
+          for (int64_t b = 0; b < steps_.rows(t); ++b, dst += q_.I) {
+            convert_row(src + b * x.stride_b, q_.I, dst);
+          }
+        }
+      });
+    }
+  }
+  static void convert_row(const S* src, int64_t n, E* dst) {
+    int64_t k = 0;
+    for (; k + W <= n; k += W) load_as(Tag<E>{}, src + k).store(dst + k);
+    if (k < n) load_as(Tag<E>{}, src + k, static_cast<int>(n - k)).store(dst + k, static_cast<int>(n - k));
+  }
+
+  // Rows of x of step t as computed in, and their stride.
+  const E* x_rows(int32_t d, int64_t t, int64_t chunk, int64_t& row) const {
+    if constexpr (kConverts) {
+      row = q_.I;
+      return sides_[d].x + (steps_.offset(t) - steps_.offset(chunk)) * q_.I;
+    } else {
+      const Sequence<const S> x = x_sequence();
+      row = x.stride_b;
+      return x.step(steps_, t);
+    }
+  }
+
+  // bias + x W_ih^T for a block of rows, one panel, one k-block.
+  struct ProjectTile {
+    const E *x, *w, *bias;
+    E* out;
+    int64_t x_row, n;
+    template <int R>
+    FL_INLINE void run(int64_t first) const {
+      Tile<E, R, 4> tile;
+      E* rows = out + first * G;
+      if (bias) {
+        tile.load(bias, 0);
+      } else {
+        tile.load(rows, G);
+      }
+      tile.accumulate(x + first * x_row, x_row, 1, w, G, n);
+      tile.store(rows, G);
+    }
+  };
+
+  void project_x(const Parallel& parallel, int64_t first, int64_t last) {
+    const int64_t tasks = q_.D * panels_;
+    run_tasks(parallel, plan_.threads, [&](int64_t i) {
+      for (int64_t j = split(tasks, i, plan_.threads); j < split(tasks, i + 1, plan_.threads); ++j) {
+        project_panel(static_cast<int32_t>(j / panels_), j % panels_, first, last);
+      }
+    });
+  }
+  void project_panel(int32_t d, int64_t p, int64_t first, int64_t last) {
+    const Side& side = sides_[d];
+    const int64_t begin = chunk_begin(d, first, last), end = begin + last - first;
+    const bool uniform = kConverts || x_sequence().uniform(steps_);
+    const int64_t blocks = ceil_div(q_.I, plan_.k_block);
+    // Rows that stay in L2 while the k-blocks of the panel pass over them.
+    const int64_t row_block = 240;
+    for (int64_t t = begin; t < end; ++t) {
+      int64_t row;
+      const E* x = x_rows(d, t, begin, row);
+      int64_t rows = steps_.rows(t);
+      E* out = side.projected + (p * chunk_rows_ + steps_.offset(t) - steps_.offset(begin)) * G;
+      if (uniform) {
+        if constexpr (!kConverts) row = x_sequence().uniform_stride(steps_);
+        rows = steps_.offset(end) - steps_.offset(begin);
+        t = end;
+      }
+      for (int64_t r = 0; r < rows; r += row_block) {
+        for (int64_t k = 0; k < blocks; ++k) {
+          const int64_t k0 = split(q_.I, k, blocks), k1 = split(q_.I, k + 1, blocks);
+          for_tiles<4>(min64(row_block, rows - r),
+                       ProjectTile{x + r * row + k0, side.w_x + (p * q_.I + k0) * G,
+                                   k == 0 ? side.bias + p * G : nullptr, out + r * G, row, k1 - k0});
+        }
+      }
+    }
+  }
+
+  // The cell: gates in registers -> c, h, and what training keeps.
+  template <int R>
+  static FL_INLINE void finish_tile(const Context& at, const Tile<E, R, 4>& tile, int64_t row) {
+    // Through memory: indexing the tile by a running row would keep it out of registers all along.
+    alignas(64) E sums[R * G];
+    tile.store(sums, G);
+#pragma GCC unroll 1
+    for (int r = 0; r < R; ++r) {
+      const E* z = sums + r * G;
+      finish_row(at,
+                 Gates<Vec<E>>{Vec<E>::load(z), Vec<E>::load(z + W), Vec<E>::load(z + 2 * W),
+                               Vec<E>::load(z + 3 * W)},
+                 row + r);
+    }
+  }
+  static FL_INLINE void finish_row(const Context& at, Gates<Vec<E>> gate, int64_t b) {
+    const Vec<E> c_prev = Vec<E>::load(at.c_in + b * W);
+    Vec<E> c, h;
+    if (at.gates == nullptr) {
+      cell_infer(gate, c_prev, c, h);
+      c.store(at.c_out + b * W);
+    } else {
+      cell_forward(gate, c_prev, c, h);
+      c.store(at.c_out + b * W);
+      S* saved = at.gates + b * G;
+      store_as(gate.i, saved);
+      store_as(gate.f, saved + W);
+      store_as(gate.g, saved + 2 * W);
+      store_as(gate.o, saved + 3 * W);
+    }
+    S* y = at.y + b * at.y_row;
+    if (at.units == W) {
+      store_as(h, y);
+      if (kConverts) load_as(Tag<E>{}, y).store(at.h_copy + b * at.P);
+    } else {
+      store_as(h, y, at.units);
+      if (kConverts) load_as(Tag<E>{}, y, at.units).store(at.h_copy + b * at.P, at.units);
+    }
+  }
+
+  struct GateTile {
+    const Context& at;
+    int64_t row0;              // first row of the segment
+    int64_t k0, k1, x_rows;    // k-block [k0, k1) of [x rows, h rows)
+    bool first, last;
+    Prefetch prefetch;
+    template <int R>
+    FL_INLINE void run(int64_t offset) const {
+      const int64_t row = row0 + offset;
+      prefetch.run<R>(offset);
+      Tile<E, R, 4> tile;
+      if (first) {
+        tile.load(at.start + row * at.start_row, at.start_row);
+      } else {
+        tile.load(at.part + (row - at.part_first) * G, G);
+      }
+      if (k0 < x_rows) {
+        tile.accumulate(at.x + row * at.x_row + k0, at.x_row, 1, at.weights + k0 * G, G,
+                        min64(k1, x_rows) - k0);
+      }
+      if (k1 > x_rows) {
+        const int64_t k = max64(k0, x_rows);
+        tile.accumulate(at.segment->h + row * at.segment->h_row + (k - x_rows), at.segment->h_row, 1,
+                        at.weights + k * G, G, k1 - k);
+      }
+      if (last) {
+        finish_tile<R>(at, tile, row);
+      } else {
+        tile.store(at.part + (row - at.part_first) * G, G);
+      }
+    }
+  };
+
+  // Sums of W rows of a matrix, rows[j] . v, as one vector.
+  static FL_INLINE Vec<E> dot_rows(const S* w, int64_t w_row, int units, const E* v, int64_t n) {
+    Vec<E> acc[W];
+#pragma GCC unroll 16
+    for (int j = 0; j < W; ++j) acc[j] = Vec<E>::set1(0);
+    int64_t k = 0;
+    if (units == W) {
+      for (; k + W <= n; k += W) {
+        const Vec<E> x = Vec<E>::load(v + k);
+#pragma GCC unroll 16
+        for (int j = 0; j < W; ++j) acc[j] = fma(x, load_as(Tag<E>{}, w + j * w_row + k), acc[j]);
+      }
+    } else {
+      for (; k + W <= n; k += W) {
+        const Vec<E> x = Vec<E>::load(v + k);
+        for (int j = 0; j < units; ++j) {
+          acc[j] = fma(x, load_as(Tag<E>{}, w + j * w_row + k), acc[j]);
+        }
+      }
+    }
+    if (k < n) {
+      const int tail = static_cast<int>(n - k);
+      const Vec<E> x = Vec<E>::load(v + k, tail);
+      for (int j = 0; j < units; ++j) {
+        acc[j] = fma(x, load_as(Tag<E>{}, w + j * w_row + k, tail), acc[j]);
+      }
+    }
+    return sum_each(acc);
+  }
+
+  // One panel of one step from the weights as they lie.
+  void dot_panel(const Context& at, int32_t d, int64_t p) {
+    const S* w_ih = static_cast<const S*>(q_.weights[d].w_ih);
+    const S* w_hh = static_cast<const S*>(q_.weights[d].w_hh);
+    const Segment& segment = *at.segment;
+    for (int64_t b = segment.begin; b < segment.end; ++b) {
+      Vec<E> z[4];
+#pragma GCC unroll 1
+      for (int gate = 0; gate < 4; ++gate) {
+        const int64_t unit = gate * q_.H + p * W;
+        z[gate] = Vec<E>::load(at.start + b * at.start_row + gate * W) +
+                  dot_rows(w_hh + unit * q_.P, q_.P, at.units, segment.h + b * segment.h_row, q_.P);
+        if (plan_.fused) {
+          z[gate] = z[gate] + dot_rows(w_ih + unit * q_.I, q_.I, at.units, at.x + b * at.x_row, q_.I);
+        }
+      }
+      finish_row(at, Gates<Vec<E>>{z[0], z[1], z[2], z[3]}, b);
+    }
+  }
+
+  // Steps [first, last) of direction d for rows [b0, b1) and panels [p0, p1).
+  void recur(int32_t d, int64_t first, int64_t last, int64_t b0, int64_t b1, int64_t p0, int64_t p1,
+             E* part, Barrier* barrier, int32_t parties = 1) {
+    Side& side = sides_[d];
+    const int64_t chunk = chunk_begin(d, first, last);
+    const Sequence<S> y = y_sequence(d);
+    const int64_t blocks = K_ <= plan_.k_block * 3 / 2 ? 1 : ceil_div(K_, plan_.k_block);
+    const bool training = out_.reserve != nullptr;
+    const bool prefetch = (p1 - p0) * K_ * G * static_cast<int64_t>(sizeof(E)) > plan_.near_bytes;
+    for (int64_t s = first; s < last; ++s) {
+      const int64_t t = time_of(d, s);
+      Segment segments[2];
+      const int count = segments_of(d, s, b0, b1, segments);
+      Context at;
+      at.x = x_rows(d, t, chunk, at.x_row);
+      at.part = part;
+      at.part_first = b0;
+      at.y_row = y.stride_b;
+      at.h_copy = nullptr;
+      at.P = q_.P;
+      const bool backwards = s & 1;  // zigzag: what the last step left in cache is used first
+      for (int64_t i = p0; i < p1; ++i) {
+        const int64_t p = backwards ? p1 - 1 - (i - p0) : i;
+        at.units = static_cast<int>(min64(W, q_.H - p * W));
+        at.weights = side.weights + p * K_ * G;
+        at.y = y.step(steps_, t) + p * W;
+        if (kConverts) at.h_copy = side.h + (s & 1) * q_.B * q_.P + p * W;
+        if (plan_.fused) {
+          at.start = side.bias + p * G;
+          at.start_row = 0;
+        } else {
+          at.start = side.projected + (p * chunk_rows_ + steps_.offset(t) - steps_.offset(chunk)) * G;
+          at.start_row = G;
+        }
+        at.gates = training ? side.reserve.gates_at(steps_, t, p) : nullptr;
+        at.c_out = training ? side.reserve.cells_at(steps_, t, p) : side.c + p * q_.B * W;
+        for (int j = 0; j < count; ++j) {
+          at.segment = &segments[j];
+          at.c_in = segments[j].c + p * segments[j].c_panel;
+          if (plan_.dot) {
+            dot_panel(at, d, p);
+            continue;
+          }
+          const int64_t segment_rows = segments[j].end - segments[j].begin;
+          for (int64_t k = 0; k < blocks; ++k) {
+            const int64_t k0 = split(K_, k, blocks), k1 = split(K_, k + 1, blocks);
+            const E* next = k + 1 < blocks ? at.weights + k1 * G
+                            : i + 1 < p1   ? at.weights + (backwards ? -K_ * G : K_ * G)
+                                           : nullptr;
+            for_tiles<4>(segment_rows,
+                         GateTile{at, segments[j].begin, k0, k1, x_rows_, k == 0, k == blocks - 1,
+                                  Prefetch(prefetch ? next : nullptr, (k1 - k0) * G * sizeof(E),
+                                           segment_rows)});
+          }
+        }
+      }
+      if (barrier) barrier->wait(parties);
+    }
+  }
+
+  // Where h and c of the step before processing step s lie, for rows [b0, b1): first the rows that
+  // had such a step, then those that start here.
+  int segments_of(int32_t d, int64_t s, int64_t b0, int64_t b1, Segment* segments) const {
+    const Side& side = sides_[d];
+    const int64_t t = time_of(d, s);
+    const int64_t end = min64(b1, steps_.rows(t));
+    const int64_t running = s == 0 ? 0 : min64(end, steps_.rows(time_of(d, s - 1)));
+    int count = 0;
+    const bool training = out_.reserve != nullptr;
+    if (running > b0) {
+      const int64_t before = time_of(d, s - 1);
+      Segment segment{b0, running, nullptr, 0, side.c, q_.B * W};
+      if constexpr (kConverts) {
+        segment.h = side.h + ((s - 1) & 1) * q_.B * q_.P;
+        segment.h_row = q_.P;
+      } else {
+        const Sequence<S> y = y_sequence(d);
+        segment.h = y.step(steps_, before);
+        segment.h_row = y.stride_b;
+      }
+      if (training) {
+        segment.c = side.reserve.cells_at(steps_, before, 0);
+        segment.c_panel = steps_.rows(before) * W;
+      }
+      segments[count++] = segment;
+    }
+    const int64_t begin = max64(b0, running);
+    if (begin < end) {
+      Segment segment{begin, end, zeros_, 0, side.c, q_.B * W};
+      if (q_.h0) {
+        segment.h_row = q_.P;
+        if constexpr (kConverts) {
+          segment.h = side.h0;
+        } else {
+          segment.h = static_cast<const E*>(q_.h0) + d * q_.B * q_.P;
+        }
+      }
+      segments[count++] = segment;
+    }
+    return count;
+  }
+
+  // Copies the last state of every row to h_n and c_n.
+  void finish() {
+    const bool training = out_.reserve != nullptr;
+    for (int32_t d = 0; d < q_.D; ++d) {
+      const Side& side = sides_[d];
+      const Sequence<S> y = y_sequence(d);
+      S* h_n = static_cast<S*>(out_.h_n) + d * q_.B * q_.P;
+      S* c_n = static_cast<S*>(out_.c_n) + d * q_.B * q_.H;
+      for (int64_t s = q_.T - 1; s >= 0; --s) {
+        const int64_t t = time_of(d, s), rows = steps_.rows(t);
+        const int64_t later = s + 1 < q_.T ? steps_.rows(time_of(d, s + 1)) : 0;
+        if (later >= q_.B) break;
+        const S* h = y.step(steps_, t);
+        for (int64_t b = later; b < rows; ++b) {
+          std::memcpy(h_n + b * q_.P, h + b * y.stride_b, static_cast<size_t>(q_.P) * sizeof(S));
+        }
+        for (int64_t p = 0; p < panels_; ++p) {
+          const int units = static_cast<int>(min64(W, q_.H - p * W));
+          const E* c = training ? side.reserve.cells_at(steps_, t, p) : side.c + p * q_.B * W;
+          for (int64_t b = later; b < rows; ++b) {
+            store_as(Vec<E>::load(c + b * W), c_n + b * q_.H + p * W, units);
+          }
+        }
+      }
+    }
+  }
+
+  const Problem& q_;
+  const Outputs& out_;
+  const Plan plan_;
+  const int64_t panels_, x_rows_, K_, chunk_rows_;
+  Steps steps_{0, 0, nullptr, nullptr};
+  int64_t* offsets_ = nullptr;
+  E* zeros_ = nullptr;
+  Barrier* barriers_ = nullptr;
+  Side sides_[2];
+  E* parts_[kMaxParts] = {};
+  size_t workspace_bytes_ = 0;
+};

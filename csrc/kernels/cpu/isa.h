@@ -1,0 +1,99 @@
+// Everything an instruction set's file compiles, in an order and a namespace of its own. The including
+// isa_*.cpp has already included the baseline headers, defined FUSED_LSTM_ISA_NAMESPACE and
+// FUSED_LSTM_SIMD, and set the target; nothing here may define a function that other files share,
+// or the linker could pick a copy that this processor cannot run.
+
+#include "../gate_math.h"
+
+namespace fused_lstm {
+namespace cpu {
+namespace FUSED_LSTM_ISA_NAMESPACE {
+
+template <class E>
+struct Tag {};
+
+#include "simd.h"
+
+#include "activation.h"
+
+#include "transpose.h"
+
+#include "tile.h"
+
+#include "pack.h"
+
+#include "sequence.h"
+
+#include "forward.h"
+
+#include "backward.h"
+
+// Calls f.template operator()<S, E>() for the stored and the computed type of dtype.
+template <class F>
+auto with_types(DType dtype, const F& f) {
+  switch (dtype) {
+    case DType::kFloat64:
+      return f(double{}, double{});
+    case DType::kBFloat16:
+      return f(BFloat16{}, float{});
+    case DType::kFloat16:
+      return f(Float16{}, float{});
+    default:
+      return f(float{}, float{});
+  }
+}
+
+inline Facts facts(DType dtype) {
+  return with_types(dtype, [](auto s, auto e) {
+    Facts facts;
+    facts.width = Vec<decltype(e)>::kWidth;
+    facts.compute_bytes = sizeof(e);
+    facts.storage_bytes = sizeof(s);
+    return facts;
+  });
+}
+
+inline size_t reserve_size(const Problem& problem) {
+  return with_types(problem.dtype, [&](auto s, auto e) {
+    Carver carver(nullptr);
+    for (int32_t d = 0; d < problem.D; ++d) {
+      Reserve<decltype(s), decltype(e)>::at(carver, total_rows(problem),
+                                            ceil_div(problem.H, Vec<decltype(e)>::kWidth));
+    }
+    return carver.used();
+  });
+}
+
+inline size_t forward_workspace(const Problem& problem, const Outputs& outputs, const Plan& plan) {
+  return with_types(problem.dtype, [&](auto s, auto e) {
+    return Forward<decltype(s), decltype(e)>(problem, outputs, plan, nullptr).workspace_bytes();
+  });
+}
+
+inline void run_forward(const Problem& problem, const Outputs& outputs, const Plan& plan,
+                        void* workspace, const Parallel& parallel) {
+  with_types(problem.dtype, [&](auto s, auto e) {
+    Forward<decltype(s), decltype(e)>(problem, outputs, plan, workspace).run(parallel);
+  });
+}
+
+inline size_t backward_workspace(const Problem& problem, const Gradients& gradients,
+                                 const Plan& plan) {
+  return with_types(problem.dtype, [&](auto s, auto e) {
+    return Backward<decltype(s), decltype(e)>(problem, gradients, plan, nullptr).workspace_bytes();
+  });
+}
+
+inline void run_backward(const Problem& problem, const Gradients& gradients, const Plan& plan,
+                         void* workspace, const Parallel& parallel) {
+  with_types(problem.dtype, [&](auto s, auto e) {
+    Backward<decltype(s), decltype(e)>(problem, gradients, plan, workspace).run(parallel);
+  });
+}
+
+constexpr Kernels kKernels = {facts,       reserve_size,       forward_workspace,
+                              run_forward, backward_workspace, run_backward};
+
+}  // namespace FUSED_LSTM_ISA_NAMESPACE
+}  // namespace cpu
+}  // namespace fused_lstm

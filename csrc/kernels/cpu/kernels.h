@@ -1,0 +1,25 @@
+// The table of entry points that one instruction set provides (isa_*.cpp fill it, dispatch.cpp chooses).
+#pragma once
+
+#include "../lstm.h"
+#include "plan.h"
+
+namespace fused_lstm {
+namespace cpu {
+
+struct Kernels {
+  Facts (*facts)(DType dtype);  // l2_bytes is left to the dispatcher
+  size_t (*reserve_bytes)(const Problem&);
+  size_t (*forward_workspace)(const Problem&, const Outputs&, const Plan&);
+  void (*forward)(const Problem&, const Outputs&, const Plan&, void* workspace, const Parallel&);
+  size_t (*backward_workspace)(const Problem&, const Gradients&, const Plan&);
+  void (*backward)(const Problem&, const Gradients&, const Plan&, void* workspace, const Parallel&);
+};
+
+const Kernels* portable_kernels();
+const Kernels* avx2_kernels();         // null where this build or architecture has none
+const Kernels* avx512_kernels();       // likewise
+const Kernels* emulated512_kernels();  // AVX-512's code on emulated vectors, for tests
+
+}  // namespace cpu
+}  // namespace fused_lstm

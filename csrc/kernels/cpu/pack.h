@@ -1,0 +1,110 @@
+// Moves weights between torch's layout and the panels that tile.h reads. Included inside an ISA's
+// namespace. With W = Vec<E>::kWidth:
+//
+//   gate panel p:  units p*W .. p*W+W-1, [k][gate][W]: all four gates of a unit meet in one tile.
+//   column panel:  NV*W consecutive columns of a matrix whose rows are gate rows, [k][NV*W], with k
+//                  running over (panel, gate, unit) as dgates are laid out.
+// Units and columns beyond the edge are zero.
+
+// dst[k * dst_k + j] = src[j * src_row + k] for j < units (zero up to W), k < n.
+template <class S, class E>
+FL_INLINE void pack_transposed(const S* src, int64_t src_row, int units, int64_t n, E* dst,
+                               int64_t dst_k) {
+  constexpr int W = Vec<E>::kWidth;
+  int64_t k = 0;
+#if FUSED_LSTM_SIMD >= 2
+  if constexpr (std::is_same<S, float>::value) {
+    if (units == W) {
+      for (; k + 16 <= n; k += 16) {
+        for (int j = 0; j < W; j += 8) {
+          transpose_8x8(src + j * src_row + k, src_row, dst + k * dst_k + j, dst_k);
+          transpose_8x8(src + j * src_row + k + 8, src_row, dst + (k + 8) * dst_k + j, dst_k);
+        }
+      }
+    }
+  }
+#endif
+  for (; k < n; ++k) {
+    for (int j = 0; j < units; ++j) dst[k * dst_k + j] = to_float(src[j * src_row + k]);
+    for (int j = units; j < W; ++j) dst[k * dst_k + j] = 0;
+  }
+}
+
+// w [4H, n] -> rows k0 .. k0+n of gate panel p, which holds K rows.
+template <class S, class E>
+void pack_gate_panel(const S* w, int64_t H, int64_t n, int64_t p, int64_t K, int64_t k0, E* panels) {
+  constexpr int W = Vec<E>::kWidth;
+  const int units = static_cast<int>(min64(W, H - p * W));
+  for (int gate = 0; gate < 4; ++gate) {
+    pack_transposed(w + (gate * H + p * W) * n, n, units, n,
+                    panels + (p * K + k0) * 4 * W + gate * W, 4 * W);
+  }
+}
+
+// b_ih + b_hh -> [panel][gate][W]
+template <class S, class E>
+void pack_bias(const S* b_ih, const S* b_hh, int64_t H, E* bias) {
+  constexpr int W = Vec<E>::kWidth;
+  for (int64_t p = 0; p * W < H; ++p) {
+    for (int gate = 0; gate < 4; ++gate) {
+      for (int j = 0; j < W; ++j) {
+        const int64_t u = p * W + j;
+        E value = 0;
+        if (u < H && b_ih) value += to_float(b_ih[gate * H + u]);
+        if (u < H && b_hh) value += to_float(b_hh[gate * H + u]);
+        bias[(p * 4 + gate) * W + j] = value;
+      }
+    }
+  }
+}
+
+// Columns n0 .. n0+width of w [4H, n], rows in (panel, gate, unit) order -> dst [panels*4*W][width].
+// width is a multiple of W; columns beyond n and units beyond H are zero.
+template <class S, class E>
+void pack_columns(const S* w, int64_t H, int64_t n, int64_t n0, int64_t width, E* dst) {
+  constexpr int W = Vec<E>::kWidth;
+  for (int64_t p = 0; p * W < H; ++p) {
+    for (int gate = 0; gate < 4; ++gate) {
+      for (int j = 0; j < W; ++j, dst += width) {
+        const int64_t u = p * W + j;
+        for (int64_t c = 0; c < width; c += W) {
+          const int count = static_cast<int>(max64(0, min64(W, n - n0 - c)));
+          Vec<E> value = Vec<E>::set1(0);
+          if (u < H && count > 0) {
+            const S* src = w + (gate * H + u) * n + n0 + c;
+            value = count == W ? load_as(Tag<E>{}, src) : load_as(Tag<E>{}, src, count);
+          }
+          value.store(dst + c);
+        }
+      }
+    }
+  }
+}
+
+// Gradient panel [n][4*W] of panel p -> dw [4H, n], overwriting.
+template <class S, class E>
+void unpack_gate_panel(const E* panel, int64_t H, int64_t n, int64_t p, S* dw) {
+  constexpr int W = Vec<E>::kWidth;
+  const int units = static_cast<int>(min64(W, H - p * W));
+  for (int gate = 0; gate < 4; ++gate) {
+    const E* src = panel + gate * W;
+    S* dst = dw + (gate * H + p * W) * n;
+    int64_t k = 0;
+#if FUSED_LSTM_SIMD >= 2
+    if constexpr (std::is_same<S, float>::value) {
+      if (units == W) {
+        for (; k + 8 <= n; k += 8) {
+          for (int j = 0; j < W; j += 8) {
+            transpose_8x8(src + k * 4 * W + j, 4 * W, dst + j * n + k, n);
+          }
+        }
+      }
+    }
+#endif
+    for (; k < n; ++k) {
+      for (int j = 0; j < units; ++j) {
+        dst[j * n + k] = from_float<S, E>(src[k * 4 * W + j]);
+      }
+    }
+  }
+}

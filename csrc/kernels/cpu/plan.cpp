@@ -1,0 +1,87 @@
+#include "plan.h"
+
+namespace fused_lstm {
+namespace cpu {
+namespace {
+
+int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
+int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// Below this many multiply-adds a step is not worth a barrier, a call not worth waking threads.
+constexpr int64_t kBarrierWork = 50'000;
+constexpr int64_t kCallWork = 1'000'000;
+// Rows of x, of projected gates or of dgates kept between phases.
+constexpr int64_t kForwardChunkRows = 1024;
+constexpr int64_t kBackwardChunkRows = 512;
+
+void plan_threads(const Problem& problem, int64_t step_work, int64_t weight_bytes, int32_t threads,
+                  const Facts& facts, Plan& plan) {
+  const int64_t rows = total_rows(problem);
+  if (threads > 1 && step_work / problem.B * rows * problem.D < kCallWork) threads = 1;
+  // Rows need no barrier, but every task then streams all the weights: right while they fit its L2
+  // and every task keeps enough rows to reuse them.
+  const int64_t tasks_per_direction = max_of(1, threads / problem.D);
+  const bool weights_fit = weight_bytes <= facts.l2_bytes / 2;
+  const bool rows_enough = problem.B >= 8 * tasks_per_direction;
+  plan.split = rows_enough && (weights_fit || problem.B >= 64 * tasks_per_direction)
+                   ? Split::kRows
+                   : Split::kUnits;
+  if (tasks_per_direction > 1 && plan.split == Split::kUnits && step_work < kBarrierWork) {
+    threads = problem.D;
+  }
+  plan.threads = threads;
+}
+
+}  // namespace
+
+int64_t total_rows(const Problem& problem) {
+  if (problem.batch_sizes == nullptr) return problem.T * problem.B;
+  int64_t rows = 0;
+  for (int64_t t = 0; t < problem.T; ++t) rows += problem.batch_sizes[t];
+  return rows;
+}
+
+Plan plan_forward(const Problem& problem, bool training, int32_t threads, const Facts& facts) {
+  (void)training;
+  Plan plan;
+  plan.near_bytes = facts.l2_bytes / 2;
+  const int64_t rows = total_rows(problem);
+  const int64_t input_bytes = 4 * problem.H * problem.I * facts.compute_bytes;
+  const int64_t state_bytes = 4 * problem.H * problem.P * facts.compute_bytes;
+  plan.dot = rows <= 4 || problem.B == 1;
+  if (rows <= 4) {
+    plan.fused = true;
+  } else if (problem.B < 6) {
+    plan.fused = problem.I <= 8;
+  } else {
+    // One product over all steps reuses W_ih; worth a pass through memory once W_ih and W_hh
+    // together no longer stay in L2 between steps.
+    plan.fused = problem.I <= 64 || input_bytes + state_bytes <= facts.l2_bytes;
+  }
+  const bool converts = facts.storage_bytes < facts.compute_bytes;
+  plan.chunk_steps = problem.T;
+  if (!plan.fused || converts) {
+    plan.chunk_steps = min_of(problem.T, max_of(1, kForwardChunkRows / problem.B));
+  }
+  const int64_t step_work = problem.B * 4 * problem.H * (problem.P + (plan.fused ? problem.I : 0));
+  if (state_bytes + (plan.fused ? input_bytes : 0) > plan.near_bytes) plan.k_block = 64;
+  plan_threads(problem, step_work, state_bytes + (plan.fused ? input_bytes : 0), threads, facts,
+               plan);
+  return plan;
+}
+
+Plan plan_backward(const Problem& problem, int32_t threads, const Facts& facts) {
+  Plan plan;
+  plan.near_bytes = facts.l2_bytes / 2;
+  const int64_t rows = total_rows(problem);
+  plan.dot = rows <= (facts.storage_bytes < facts.compute_bytes ? 1 : 4);
+  plan.chunk_steps = min_of(problem.T, max_of(1, kBackwardChunkRows / problem.B));
+  if (plan.dot) plan.chunk_steps = problem.T;
+  plan.k_block = 128;
+  const int64_t state_bytes = 4 * problem.H * problem.P * facts.compute_bytes;
+  plan_threads(problem, problem.B * 4 * problem.H * problem.P, state_bytes, threads, facts, plan);
+  return plan;
+}
+
+}  // namespace cpu
+}  // namespace fused_lstm

@@ -1,0 +1,45 @@
+// Decides how a problem is computed: a pure function of shape, threads and what is known of the
+// processor. Tested without running a kernel; explain() prints what it says.
+#pragma once
+
+#include <cstdint>
+
+#include "../lstm.h"
+
+namespace fused_lstm {
+namespace cpu {
+
+// What the plan needs to know of the processor and of the kernel's vectors.
+struct Facts {
+  int32_t width = 8;           // lanes of a compute vector (4 bytes each, or 8 for float64)
+  int32_t compute_bytes = 4;   // size of a compute element
+  int32_t storage_bytes = 4;   // size of a stored element
+  int64_t l2_bytes = 1 << 20;  // per core
+};
+
+enum class Split : int32_t {
+  kRows,   // each task owns rows of the batch: no synchronisation
+  kUnits,  // each party owns hidden units: a barrier per step
+};
+
+struct Plan {
+  // Gates as dot products over the weights as they lie, nothing packed: short and small problems.
+  bool dot = false;
+  // x_t and h_{t-1} are two operands of the same accumulators; otherwise the input is projected for a
+  // chunk of steps first, by one product that reuses W_ih.
+  bool fused = true;
+  Split split = Split::kRows;
+  int32_t threads = 1;      // tasks of the recurrence
+  int64_t chunk_steps = 0;  // steps between which x is projected or converted; backward: dgates kept
+  int64_t k_block = 128;    // rows of a weight panel multiplied while they stay in L1
+  int64_t near_bytes = 0;   // weights larger than this come from beyond L2: prefetch them
+};
+
+Plan plan_forward(const Problem& problem, bool training, int32_t threads, const Facts& facts);
+Plan plan_backward(const Problem& problem, int32_t threads, const Facts& facts);
+
+// Sum of batch_sizes, or T*B.
+int64_t total_rows(const Problem& problem);
+
+}  // namespace cpu
+}  // namespace fused_lstm

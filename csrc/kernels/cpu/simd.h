@@ -1,0 +1,347 @@
+// Vectors for one instruction set. Included once by each isa_*.cpp, inside that file's own namespace,
+// after its target pragma: Vec<float> and Vec<double> with the same operations everywhere, so that
+// everything above this file is written once.
+//
+// FUSED_LSTM_SIMD selects the backing: 2 = AVX2 + FMA + F16C, 3 = AVX-512 F/VL/BW/DQ,
+// otherwise GCC/clang vector extensions of FUSED_LSTM_VECTOR_BYTES bytes.
+
+template <class Element>
+struct Vec;
+
+// An inline-assembly operand that may have changed.
+#if FUSED_LSTM_SIMD == 3
+#define FUSED_LSTM_OPAQUE(x) "+v"(x)
+#elif FUSED_LSTM_SIMD == 2
+#define FUSED_LSTM_OPAQUE(x) "+x"(x)
+#else
+#define FUSED_LSTM_OPAQUE(x) "+m"(x)
+#endif
+
+#if FUSED_LSTM_SIMD == 3
+
+template <>
+struct Vec<float> {
+  static constexpr int kWidth = 16;
+  __m512 v;
+  static __mmask16 mask(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
+  static FL_INLINE Vec set1(float x) { return {_mm512_set1_ps(x)}; }
+  static FL_INLINE Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
+  static FL_INLINE Vec load(const float* p, int n) { return {_mm512_maskz_loadu_ps(mask(n), p)}; }
+  FL_INLINE void store(float* p) const { _mm512_storeu_ps(p, v); }
+  FL_INLINE void store(float* p, int n) const { _mm512_mask_storeu_ps(p, mask(n), v); }
+};
+FL_INLINE Vec<float> operator+(Vec<float> a, Vec<float> b) { return {_mm512_add_ps(a.v, b.v)}; }
+FL_INLINE Vec<float> operator-(Vec<float> a, Vec<float> b) { return {_mm512_sub_ps(a.v, b.v)}; }
+FL_INLINE Vec<float> operator*(Vec<float> a, Vec<float> b) { return {_mm512_mul_ps(a.v, b.v)}; }
+FL_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) {
+  return {_mm512_fmadd_ps(a.v, b.v, c.v)};
+}
+FL_INLINE Vec<float> fnma(Vec<float> a, Vec<float> b, Vec<float> c) {
+  return {_mm512_fnmadd_ps(a.v, b.v, c.v)};
+}
+// The second operand wins where either is NaN: clamp(bound, x) keeps NaN.
+FL_INLINE Vec<float> vmin(Vec<float> a, Vec<float> b) { return {_mm512_min_ps(a.v, b.v)}; }
+FL_INLINE Vec<float> vmax(Vec<float> a, Vec<float> b) { return {_mm512_max_ps(a.v, b.v)}; }
+FL_INLINE Vec<float> fms(Vec<float> a, Vec<float> b, Vec<float> c) {
+  return {_mm512_fmsub_ps(a.v, b.v, c.v)};
+}
+// x * 2^n for an integral n.
+FL_INLINE Vec<float> scale2(Vec<float> x, Vec<float> n) { return {_mm512_scalef_ps(x.v, n.v)}; }
+// 1 / x within 1 ulp for normal results: the divider is slow at 512 bits, so a Newton step on an
+// estimate of 14 bits.
+FL_INLINE Vec<float> reciprocal(Vec<float> x) {
+  const __m512 estimate = _mm512_rcp14_ps(x.v);
+  const __m512 error = _mm512_fnmadd_ps(x.v, estimate, _mm512_set1_ps(1.0f));
+  return {_mm512_fmadd_ps(estimate, error, estimate)};
+}
+FL_INLINE float sum(Vec<float> x) { return _mm512_reduce_add_ps(x.v); }
+
+template <>
+struct Vec<double> {
+  static constexpr int kWidth = 8;
+  __m512d v;
+  static __mmask8 mask(int n) { return static_cast<__mmask8>((1u << n) - 1u); }
+  static FL_INLINE Vec set1(double x) { return {_mm512_set1_pd(x)}; }
+  static FL_INLINE Vec load(const double* p) { return {_mm512_loadu_pd(p)}; }
+  static FL_INLINE Vec load(const double* p, int n) { return {_mm512_maskz_loadu_pd(mask(n), p)}; }
+  FL_INLINE void store(double* p) const { _mm512_storeu_pd(p, v); }
+  FL_INLINE void store(double* p, int n) const { _mm512_mask_storeu_pd(p, mask(n), v); }
+};
+FL_INLINE Vec<double> operator+(Vec<double> a, Vec<double> b) { return {_mm512_add_pd(a.v, b.v)}; }
+FL_INLINE Vec<double> operator-(Vec<double> a, Vec<double> b) { return {_mm512_sub_pd(a.v, b.v)}; }
+FL_INLINE Vec<double> operator*(Vec<double> a, Vec<double> b) { return {_mm512_mul_pd(a.v, b.v)}; }
+FL_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
+  return {_mm512_fmadd_pd(a.v, b.v, c.v)};
+}
+FL_INLINE Vec<double> fnma(Vec<double> a, Vec<double> b, Vec<double> c) {
+  return {_mm512_fnmadd_pd(a.v, b.v, c.v)};
+}
+FL_INLINE Vec<double> vmin(Vec<double> a, Vec<double> b) { return {_mm512_min_pd(a.v, b.v)}; }
+FL_INLINE Vec<double> vmax(Vec<double> a, Vec<double> b) { return {_mm512_max_pd(a.v, b.v)}; }
+FL_INLINE Vec<double> fms(Vec<double> a, Vec<double> b, Vec<double> c) {
+  return {_mm512_fmsub_pd(a.v, b.v, c.v)};
+}
+FL_INLINE Vec<double> scale2(Vec<double> x, Vec<double> n) { return {_mm512_scalef_pd(x.v, n.v)}; }
+FL_INLINE Vec<double> reciprocal(Vec<double> x) {
+  return {_mm512_div_pd(_mm512_set1_pd(1), x.v)};
+}
+FL_INLINE double sum(Vec<double> x) { return _mm512_reduce_add_pd(x.v); }
+
+FL_INLINE Vec<float> load_as(Tag<float>, const BFloat16* p) {
+  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))};
+}
+FL_INLINE Vec<float> load_as(Tag<float>, const Float16* p) {
+  return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+}
+FL_INLINE void store_as(Vec<float> x, BFloat16* p) {
+  const __m512i bits = _mm512_castps_si512(x.v);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  __m512i rounded =
+      _mm512_srli_epi32(_mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
+  const __mmask16 nan = _mm512_cmp_ps_mask(x.v, x.v, _CMP_UNORD_Q);
+  rounded = _mm512_mask_or_epi32(rounded, nan, _mm512_srli_epi32(bits, 16), _mm512_set1_epi32(0x40));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(rounded));
+}
+FL_INLINE void store_as(Vec<float> x, Float16* p) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                      _mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+
+#elif FUSED_LSTM_SIMD == 2
+
+template <>
+struct Vec<float> {
+  static constexpr int kWidth = 8;
+  __m256 v;
+  static FL_INLINE __m256i mask(int n) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  }
+  static FL_INLINE Vec set1(float x) { return {_mm256_set1_ps(x)}; }
+  static FL_INLINE Vec load(const float* p) { return {_mm256_loadu_ps(p)}; }
+  static FL_INLINE Vec load(const float* p, int n) { return {_mm256_maskload_ps(p, mask(n))}; }
+  FL_INLINE void store(float* p) const { _mm256_storeu_ps(p, v); }
+  FL_INLINE void store(float* p, int n) const { _mm256_maskstore_ps(p, mask(n), v); }
+};
+FL_INLINE Vec<float> operator+(Vec<float> a, Vec<float> b) { return {_mm256_add_ps(a.v, b.v)}; }
+FL_INLINE Vec<float> operator-(Vec<float> a, Vec<float> b) { return {_mm256_sub_ps(a.v, b.v)}; }
+FL_INLINE Vec<float> operator*(Vec<float> a, Vec<float> b) { return {_mm256_mul_ps(a.v, b.v)}; }
+FL_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) {
+  return {_mm256_fmadd_ps(a.v, b.v, c.v)};
+}
+FL_INLINE Vec<float> fnma(Vec<float> a, Vec<float> b, Vec<float> c) {
+  return {_mm256_fnmadd_ps(a.v, b.v, c.v)};
+}
+FL_INLINE Vec<float> vmin(Vec<float> a, Vec<float> b) { return {_mm256_min_ps(a.v, b.v)}; }
+FL_INLINE Vec<float> vmax(Vec<float> a, Vec<float> b) { return {_mm256_max_ps(a.v, b.v)}; }
+FL_INLINE Vec<float> fms(Vec<float> a, Vec<float> b, Vec<float> c) {
+  return {_mm256_fmsub_ps(a.v, b.v, c.v)};
+}
+// x * 2^n for an integral n in [-126, 127].
+FL_INLINE Vec<float> scale2(Vec<float> x, Vec<float> n) {
+  const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n.v), _mm256_set1_epi32(127));
+  return {_mm256_mul_ps(x.v, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)))};
+}
+FL_INLINE Vec<float> reciprocal(Vec<float> x) {
+  return {_mm256_div_ps(_mm256_set1_ps(1), x.v)};
+}
+FL_INLINE float sum(Vec<float> x) {
+  __m128 s = _mm_add_ps(_mm256_castps256_ps128(x.v), _mm256_extractf128_ps(x.v, 1));
+  s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+  return _mm_cvtss_f32(_mm_add_ss(s, _mm_shuffle_ps(s, s, 1)));
+}
+
+template <>
+struct Vec<double> {
+  static constexpr int kWidth = 4;
+  __m256d v;
+  static FL_INLINE __m256i mask(int n) {
+    return _mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3));
+  }
+  static FL_INLINE Vec set1(double x) { return {_mm256_set1_pd(x)}; }
+  static FL_INLINE Vec load(const double* p) { return {_mm256_loadu_pd(p)}; }
+  static FL_INLINE Vec load(const double* p, int n) { return {_mm256_maskload_pd(p, mask(n))}; }
+  FL_INLINE void store(double* p) const { _mm256_storeu_pd(p, v); }
+  FL_INLINE void store(double* p, int n) const { _mm256_maskstore_pd(p, mask(n), v); }
+};
+FL_INLINE Vec<double> operator+(Vec<double> a, Vec<double> b) { return {_mm256_add_pd(a.v, b.v)}; }
+FL_INLINE Vec<double> operator-(Vec<double> a, Vec<double> b) { return {_mm256_sub_pd(a.v, b.v)}; }
+FL_INLINE Vec<double> operator*(Vec<double> a, Vec<double> b) { return {_mm256_mul_pd(a.v, b.v)}; }
+FL_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
+  return {_mm256_fmadd_pd(a.v, b.v, c.v)};
+}
+FL_INLINE Vec<double> fnma(Vec<double> a, Vec<double> b, Vec<double> c) {
+  return {_mm256_fnmadd_pd(a.v, b.v, c.v)};
+}
+FL_INLINE Vec<double> vmin(Vec<double> a, Vec<double> b) { return {_mm256_min_pd(a.v, b.v)}; }
+FL_INLINE Vec<double> vmax(Vec<double> a, Vec<double> b) { return {_mm256_max_pd(a.v, b.v)}; }
+FL_INLINE Vec<double> fms(Vec<double> a, Vec<double> b, Vec<double> c) {
+  return {_mm256_fmsub_pd(a.v, b.v, c.v)};
+}
+FL_INLINE Vec<double> scale2(Vec<double> x, Vec<double> n) {  // n in [-1022, 1023]
+  const __m256i exponent =
+      _mm256_add_epi64(_mm256_cvtepi32_epi64(_mm256_cvtpd_epi32(n.v)), _mm256_set1_epi64x(1023));
+  return {_mm256_mul_pd(x.v, _mm256_castsi256_pd(_mm256_slli_epi64(exponent, 52)))};
+}
+FL_INLINE Vec<double> reciprocal(Vec<double> x) {
+  return {_mm256_div_pd(_mm256_set1_pd(1), x.v)};
+}
+FL_INLINE double sum(Vec<double> x) {
+  const __m128d s = _mm_add_pd(_mm256_castpd256_pd128(x.v), _mm256_extractf128_pd(x.v, 1));
+  return _mm_cvtsd_f64(_mm_add_sd(s, _mm_unpackhi_pd(s, s)));
+}
+
+FL_INLINE Vec<float> load_as(Tag<float>, const BFloat16* p) {
+  const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16))};
+}
+FL_INLINE Vec<float> load_as(Tag<float>, const Float16* p) {
+  return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+}
+FL_INLINE void store_as(Vec<float> x, BFloat16* p) {
+  const __m256i bits = _mm256_castps_si256(x.v);
+  const __m256i high = _mm256_srli_epi32(bits, 16);
+  const __m256i odd = _mm256_and_si256(high, _mm256_set1_epi32(1));
+  const __m256i rounded = _mm256_srli_epi32(
+      _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))), 16);
+  const __m256i quiet = _mm256_or_si256(high, _mm256_set1_epi32(0x40));
+  const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x.v, x.v, _CMP_UNORD_Q));
+  const __m256i chosen = _mm256_blendv_epi8(rounded, quiet, nan);
+  const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(chosen, chosen), 0x08);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(packed));
+}
+FL_INLINE void store_as(Vec<float> x, Float16* p) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                   _mm256_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+
+#else  // vector extensions of GCC and clang
+
+template <class Element>
+struct Vec {
+  static constexpr int kWidth = FUSED_LSTM_VECTOR_BYTES / sizeof(Element);
+  typedef Element Lanes __attribute__((vector_size(FUSED_LSTM_VECTOR_BYTES)));
+  Lanes v;
+  static FL_INLINE Vec set1(Element x) { return {x - Lanes{}}; }
+  static FL_INLINE Vec load(const Element* p) {
+    Vec r;
+    __builtin_memcpy(&r.v, p, sizeof(Lanes));
+    return r;
+  }
+  static FL_INLINE Vec load(const Element* p, int n) {
+    Vec r = set1(0);
+    for (int i = 0; i < n; ++i) r.v[i] = p[i];
+    return r;
+  }
+  FL_INLINE void store(Element* p) const { __builtin_memcpy(p, &v, sizeof(Lanes)); }
+  FL_INLINE void store(Element* p, int n) const {
+    for (int i = 0; i < n; ++i) p[i] = v[i];
+  }
+};
+template <class E>
+FL_INLINE Vec<E> operator+(Vec<E> a, Vec<E> b) {
+  return {a.v + b.v};
+}
+template <class E>
+FL_INLINE Vec<E> operator-(Vec<E> a, Vec<E> b) {
+  return {a.v - b.v};
+}
+template <class E>
+FL_INLINE Vec<E> operator*(Vec<E> a, Vec<E> b) {
+  return {a.v * b.v};
+}
+template <class E>
+FL_INLINE Vec<E> fma(Vec<E> a, Vec<E> b, Vec<E> c) {
+  return {a.v * b.v + c.v};
+}
+template <class E>
+FL_INLINE Vec<E> fnma(Vec<E> a, Vec<E> b, Vec<E> c) {
+  return {c.v - a.v * b.v};
+}
+template <class E>
+FL_INLINE Vec<E> vmin(Vec<E> a, Vec<E> b) {
+  return {a.v < b.v ? a.v : b.v};
+}
+template <class E>
+FL_INLINE Vec<E> vmax(Vec<E> a, Vec<E> b) {
+  return {a.v > b.v ? a.v : b.v};
+}
+template <class E>
+FL_INLINE Vec<E> fms(Vec<E> a, Vec<E> b, Vec<E> c) {
+  return {a.v * b.v - c.v};
+}
+FL_INLINE Vec<float> scale2(Vec<float> x, Vec<float> n) {
+  typedef int32_t Bits __attribute__((vector_size(FUSED_LSTM_VECTOR_BYTES)));
+  const Bits exponent = (__builtin_convertvector(n.v, Bits) + 127) << 23;
+  return {x.v * reinterpret_cast<Vec<float>::Lanes>(exponent)};
+}
+FL_INLINE Vec<double> scale2(Vec<double> x, Vec<double> n) {
+  typedef int64_t Bits __attribute__((vector_size(FUSED_LSTM_VECTOR_BYTES)));
+  const Bits exponent = (__builtin_convertvector(n.v, Bits) + 1023) << 52;
+  return {x.v * reinterpret_cast<Vec<double>::Lanes>(exponent)};
+}
+template <class E>
+FL_INLINE Vec<E> reciprocal(Vec<E> x) {
+  return {Vec<E>::set1(1).v / x.v};
+}
+template <class E>
+FL_INLINE E sum(Vec<E> x) {
+  E total = 0;
+  for (int i = 0; i < Vec<E>::kWidth; ++i) total += x.v[i];
+  return total;
+}
+template <class Half>
+FL_INLINE Vec<float> load_as(Tag<float>, const Half* p) {
+  Vec<float> r;
+  for (int i = 0; i < Vec<float>::kWidth; ++i) r.v[i] = to_float(p[i]);
+  return r;
+}
+template <class Half>
+FL_INLINE void store_as(Vec<float> x, Half* p) {
+  for (int i = 0; i < Vec<float>::kWidth; ++i) p[i] = from_float<Half, float>(x.v[i]);
+}
+
+#endif
+
+// a * b rounded to an integer, |a * b| far below 2^22 (2^51): the sum with 1.5 * 2^23 (1.5 * 2^52) has no
+// bits left for a fraction.
+template <class E>
+FL_INLINE Vec<E> round_product(Vec<E> a, Vec<E> b) {
+  const Vec<E> magic = Vec<E>::set1(sizeof(E) == 4 ? E(12582912.0) : E(6755399441055744.0));
+  Vec<E> shifted = fma(a, b, magic);
+  __asm__("" : FUSED_LSTM_OPAQUE(shifted.v));  // or the compiler may cancel magic
+  return shifted - magic;
+}
+
+// Loads and stores between storage and compute formats; the format alone where they are the same.
+FL_INLINE Vec<float> load_as(Tag<float>, const float* p) { return Vec<float>::load(p); }
+FL_INLINE Vec<double> load_as(Tag<double>, const double* p) { return Vec<double>::load(p); }
+FL_INLINE void store_as(Vec<float> x, float* p) { x.store(p); }
+FL_INLINE void store_as(Vec<double> x, double* p) { x.store(p); }
+
+FL_INLINE Vec<float> load_as(Tag<float>, const float* p, int n) { return Vec<float>::load(p, n); }
+FL_INLINE Vec<double> load_as(Tag<double>, const double* p, int n) {
+  return Vec<double>::load(p, n);
+}
+template <class Half>
+FL_INLINE Vec<float> load_as(Tag<float> tag, const Half* p, int n) {
+  Half lanes[Vec<float>::kWidth] = {};
+  for (int i = 0; i < n; ++i) lanes[i] = p[i];
+  return load_as(tag, lanes);
+}
+FL_INLINE void store_as(Vec<float> x, float* p, int n) { x.store(p, n); }
+FL_INLINE void store_as(Vec<double> x, double* p, int n) { x.store(p, n); }
+template <class Half>
+FL_INLINE void store_as(Vec<float> x, Half* p, int n) {
+  Half lanes[Vec<float>::kWidth];
+  store_as(x, lanes);
+  for (int i = 0; i < n; ++i) p[i] = lanes[i];
+}
+
+// x in the first n lanes, zero behind them, whatever stood there.
+template <class E>
+FL_INLINE Vec<E> first_lanes(Vec<E> x, int n) {
+  E lanes[Vec<E>::kWidth];
+  x.store(lanes);
+  return Vec<E>::load(lanes, n);
+}

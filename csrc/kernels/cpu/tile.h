@@ -1,0 +1,121 @@
+// The one multiply-accumulate loop of the CPU kernels: a tile of R rows by NV vectors kept in
+// registers, C[R][NV] += A[R][n] * W[n][NV]. Forward gates, projections and all backward products use
+// it; they differ only in where A comes from. Included inside an ISA's namespace.
+//
+//   A: element (row r, step k) at a[r * a_row + k * a_k]; broadcast to all lanes.
+//   W: a packed panel, NV vectors per k, contiguous: w[k * w_k + j * kWidth].
+
+constexpr int kRegisters = FUSED_LSTM_REGISTERS;
+
+// Rows of a full tile when NV vectors are accumulated side by side: accumulators, NV or 1 vectors of W
+// and one broadcast must fit the register file. 6x4, 8x3, 12x2, 16x1 with 32 registers, 3x4, 4x3, 6x2,
+// 12x1 with 16.
+template <int NV>
+constexpr int max_rows() {
+  return kRegisters == 32 ? (NV == 4 ? 6 : NV == 3 ? 8 : NV == 2 ? 12 : 16)
+                          : (NV == 4 ? 3 : NV == 3 ? 4 : NV == 2 ? 6 : 12);
+}
+
+template <class E, int R, int NV>
+struct Tile {
+  Vec<E> acc[R][NV];
+
+  FL_INLINE void zero() {
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+      for (int j = 0; j < NV; ++j) acc[r][j] = Vec<E>::set1(0);
+  }
+  // Rows r at p + r * row, vectors side by side.
+  FL_INLINE void load(const E* p, int64_t row) {
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+      for (int j = 0; j < NV; ++j) acc[r][j] = Vec<E>::load(p + r * row + j * Vec<E>::kWidth);
+  }
+  FL_INLINE void store(E* p, int64_t row) const {
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+      for (int j = 0; j < NV; ++j) acc[r][j].store(p + r * row + j * Vec<E>::kWidth);
+  }
+  FL_INLINE void add_to(E* p, int64_t row) const {
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+      for (int j = 0; j < NV; ++j) {
+        E* q = p + r * row + j * Vec<E>::kWidth;
+        (Vec<E>::load(q) + acc[r][j]).store(q);
+      }
+  }
+  FL_INLINE void step(const E* a, int64_t a_row, const E* w) {
+    Vec<E> b[NV];
+#pragma GCC unroll 4
+    for (int j = 0; j < NV; ++j) b[j] = Vec<E>::load(w + j * Vec<E>::kWidth);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      const Vec<E> x = Vec<E>::set1(a[r * a_row]);
+#pragma GCC unroll 4
+      for (int j = 0; j < NV; ++j) acc[r][j] = fma(x, b[j], acc[r][j]);
+    }
+  }
+  FL_INLINE void accumulate(const E* a, int64_t a_row, int64_t a_k, const E* w, int64_t w_k,
+                            int64_t n) {
+    int64_t k = 0;
+    if constexpr (R * NV < 8) {  // too few chains to hide the latency: a second set of sums
+      Tile other;
+      other.zero();
+      for (; k + 2 <= n; k += 2) {
+        step(a + k * a_k, a_row, w + k * w_k);
+        other.step(a + (k + 1) * a_k, a_row, w + (k + 1) * w_k);
+      }
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+        for (int j = 0; j < NV; ++j) acc[r][j] = acc[r][j] + other.acc[r][j];
+    }
+#pragma GCC unroll 2
+    for (; k < n; ++k) step(a + k * a_k, a_row, w + k * w_k);
+  }
+};
+
+// Calls f.template operator()<R>(first_row) over rows [0, rows) in tiles of at most max_rows<NV>(),
+// balanced, so that the last tile is never a sliver.
+template <int NV, int R, class F>
+FL_INLINE void call_tile(int64_t rows, int64_t first, const F& f) {
+  if constexpr (R > 0) {
+    if (rows == R) {
+      f.template run<R>(first);
+    } else {
+      call_tile<NV, R - 1>(rows, first, f);
+    }
+  }
+}
+template <int NV, class F>
+FL_INLINE void for_tiles(int64_t rows, const F& f) {
+  if (rows <= 0) return;
+  const int64_t tiles = (rows + max_rows<NV>() - 1) / max_rows<NV>();
+  int64_t first = 0;
+  for (int64_t i = 0; i < tiles; ++i) {
+    const int64_t count = rows / tiles + (i < rows % tiles ? 1 : 0);
+    call_tile<NV, max_rows<NV>()>(count, first, f);
+    first += count;
+  }
+}
+
+// Fetches a piece of memory into L2 a little with every tile, ahead of the block that will read it.
+struct Prefetch {
+  const char* next = nullptr;
+  int64_t per_row = 0;  // bytes for each row of a tile
+
+  Prefetch() = default;
+  Prefetch(const void* memory, int64_t bytes, int64_t rows)
+      : next(static_cast<const char*>(memory)), per_row(memory ? ceil_div(bytes, rows) : 0) {}
+  template <int R>
+  FL_INLINE void run(int64_t first) const {
+    const char* end = next + (first + R) * per_row;
+    for (const char* line = next + first * per_row; line < end; line += 64) {
+      __builtin_prefetch(line, 0, 2);
+    }
+  }
+};

@@ -1,0 +1,77 @@
+// One LSTM cell, forward and backward: the only place where the formula stands. Number is a float, a
+// double or a vector of them; the functions it calls are found beside it.
+//
+//   i = sigmoid(zi)  f = sigmoid(zf)  g = tanh(zg)  o = sigmoid(zo)
+//   c = f * c_prev + i * g
+//   h = o * tanh(c)
+//
+// Divisions are dear, so the fractions are kept apart until they can share one:
+//   sigmoid(x) = 1 / sigmoid_denominator(x)      tanh(x) = u / v with tanh_fraction(x, u, v)
+//
+// Source: Hochreiter & Schmidhuber (1997) with the forget gate of Gers et al. (2000), in the form and
+// gate order of torch.nn.LSTM.
+#pragma once
+
+#if defined(__CUDACC__)
+#define FUSED_LSTM_CELL __host__ __device__ __forceinline__
+#else
+#define FUSED_LSTM_CELL inline __attribute__((always_inline))
+#endif
+
+namespace fused_lstm {
+
+template <class Number>
+struct Gates {
+  Number i, f, g, o;
+};
+
+// Pre-activations z and the previous cell state -> c, h, and activated gates in place of z.
+template <class Number>
+FUSED_LSTM_CELL void cell_forward(Gates<Number>& z, const Number& c_prev, Number& c, Number& h) {
+  const Number a = sigmoid_denominator(z.i);
+  Number u, v;
+  tanh_fraction(z.g, u, v);
+  const Number shared = reciprocal(a * v);
+  z.i = v * shared;
+  z.g = u * (a * shared);
+  z.f = reciprocal(sigmoid_denominator(z.f));
+  c = fma(z.f, c_prev, z.i * z.g);
+  const Number b = sigmoid_denominator(z.o);
+  tanh_fraction(c, u, v);
+  const Number shared_out = reciprocal(b * v);
+  z.o = v * shared_out;
+  h = u * shared_out;
+}
+
+// The same where nobody will ask for the gates again.
+template <class Number>
+FUSED_LSTM_CELL void cell_infer(const Gates<Number>& z, const Number& c_prev, Number& c, Number& h) {
+  Number u, v;
+  tanh_fraction(z.g, u, v);
+  const Number i_g = u * reciprocal(sigmoid_denominator(z.i) * v);
+  c = fma(reciprocal(sigmoid_denominator(z.f)), c_prev, i_g);
+  tanh_fraction(c, u, v);
+  h = u * reciprocal(sigmoid_denominator(z.o) * v);
+}
+
+// dh: gradient of h. dc: gradient of c from later steps on entry, of c_prev on return.
+// Returns the gradients of the four pre-activations.
+template <class Number>
+FUSED_LSTM_CELL Gates<Number> cell_backward(const Gates<Number>& gate, const Number& c_prev,
+                                            const Number& c, const Number& dh, Number& dc) {
+  Number u, v;
+  tanh_fraction(c, u, v);
+  const Number tanh_c = u * reciprocal(v);
+  const Number dh_o = dh * gate.o;
+  const Number dc_all = fma(dh_o, one_minus_square(tanh_c), dc);
+  Gates<Number> dz;
+  dz.o = dh_o * tanh_c * one_minus(gate.o);
+  const Number dc_i = dc_all * gate.i;
+  dz.i = dc_i * gate.g * one_minus(gate.i);
+  dz.g = dc_i * one_minus_square(gate.g);
+  dc = dc_all * gate.f;
+  dz.f = dc * c_prev * one_minus(gate.f);
+  return dz;
+}
+
+}  // namespace fused_lstm

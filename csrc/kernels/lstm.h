@@ -1,0 +1,124 @@
+// The contract between whoever owns tensors (csrc/binding, tests/native) and the kernels.
+//
+// One call computes one layer in one or two directions over a whole sequence. Nothing here knows
+// torch: a problem is sizes, strides and pointers. Kernels never allocate, throw, print or start
+// threads; memory and threads are handed in, and a Status comes back.
+//
+// Letters used everywhere in this project:
+//   T steps, B rows (batch), I input features, H hidden units, P size of h (H, or proj_size),
+//   D directions (1, or 2: forward then reverse). N = number of rows of x: T*B, or the sum of
+//   batch_sizes when the input is packed.
+// Gate order is torch's: i, f, g, o. Gradients carry the prefix d.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace fused_lstm {
+
+enum class DType : int32_t { kFloat32 = 0, kFloat64 = 1, kBFloat16 = 2, kFloat16 = 3 };
+
+enum class Status : int32_t {
+  kOk = 0,
+  kBadArgument = 1,        // a size below 1 (B = 0 must be handled by the caller), a null pointer
+  kUnsupported = 2,        // this dtype or option has no kernel
+  kWorkspaceTooSmall = 3,  // fewer bytes than *_workspace_bytes() asked for
+};
+
+// The weights of one direction, each contiguous, in the problem's dtype.
+struct Weights {
+  const void* w_ih = nullptr;  // [4H, I]
+  const void* w_hh = nullptr;  // [4H, P]
+  const void* b_ih = nullptr;  // [4H] or null
+  const void* b_hh = nullptr;  // [4H] or null
+  const void* w_hr = nullptr;  // [P, H] or null when P == H and nothing is projected
+};
+
+struct Problem {
+  DType dtype = DType::kFloat32;
+  int64_t T = 0, B = 0, I = 0, H = 0, P = 0;
+  int32_t D = 1;
+  // Packed input: number of active rows at each step, non-increasing, batch_sizes[0] == B; x, y and
+  // their gradients are then [N, features] with rows of step t after those of step t-1 and *_t
+  // strides ignored. Null: padded input, B rows at every step.
+  const int64_t* batch_sizes = nullptr;  // [T] or null
+  const void* x = nullptr;               // [T, B, I], unit stride over I
+  int64_t x_t = 0, x_b = 0;              // strides of x in elements
+  const void* h0 = nullptr;              // [D, B, P] contiguous, or null for zeros
+  const void* c0 = nullptr;              // [D, B, H] contiguous, or null for zeros
+  Weights weights[2];
+};
+
+// What forward writes. y may not alias any input.
+struct Outputs {
+  void* y = nullptr;  // [T, B, D*P], unit stride over features; read back as h_{t-1}
+  int64_t y_t = 0, y_b = 0;
+  void* h_n = nullptr;      // [D, B, P] contiguous
+  void* c_n = nullptr;      // [D, B, H] contiguous
+  void* reserve = nullptr;  // reserve_bytes() bytes, 64-byte aligned, for backward; null: inference
+};
+
+// What backward reads besides the problem, and what it writes. A null gradient coming in is zero;
+// a null gradient going out is not computed.
+struct Gradients {
+  const void* y = nullptr;  // forward's y, [T, B, D*P]
+  int64_t y_t = 0, y_b = 0;
+  const void* reserve = nullptr;
+  const void* dy = nullptr;  // [T, B, D*P], unit stride over features, or null
+  int64_t dy_t = 0, dy_b = 0;
+  const void* dh_n = nullptr;  // [D, B, P] contiguous, or null
+  const void* dc_n = nullptr;  // [D, B, H] contiguous, or null
+  void* dx = nullptr;          // [T, B, I] (packed: [N, I]) contiguous, or null
+  void* dh0 = nullptr;         // [D, B, P] contiguous, or null
+  void* dc0 = nullptr;         // [D, B, H] contiguous, or null
+  struct {
+    void* dw_ih = nullptr;  // [4H, I] or null
+    void* dw_hh = nullptr;  // [4H, P] or null
+    void* db = nullptr;     // [4H] or null: the gradient of b_ih and of b_hh alike
+    void* dw_hr = nullptr;  // [P, H] or null
+  } weights[2];
+};
+
+// How the caller lets a kernel use its threads.
+struct Parallel {
+  // Most tasks that may usefully run beside each other (at::get_num_threads()); 1 means serial.
+  int32_t threads = 1;
+  // True when the chunks of one run() are held by distinct OS threads at the same time (OpenMP), so
+  // that one may wait for another. False: a task must never wait for another task.
+  bool concurrent = false;
+  // Calls task(context, begin, end) over disjoint ranges that cover [0, n), grain 1, and returns
+  // when all are done. May call it once with the whole range (nested region, OMP_THREAD_LIMIT).
+  void (*run)(int64_t n, void (*task)(void* context, int64_t begin, int64_t end),
+              void* context) = nullptr;
+};
+
+// Instruction sets the CPU kernels are compiled for. kEmulated512 is the AVX-512 code path run on an
+// emulated 16-wide vector, so that its logic can be tested on any machine.
+enum class Isa : int32_t { kPortable = 0, kAvx2 = 1, kAvx512 = 2, kEmulated512 = 3 };
+
+namespace cpu {
+
+// The widest Isa this processor runs and this build holds; FUSED_LSTM_ISA (read once) may lower it.
+Isa active_isa();
+// Selects an Isa for the whole process. False, and nothing changes, if it cannot run here. A reserve
+// written under one Isa cannot be read under another: for tests and benchmarks only.
+bool set_isa(Isa isa);
+bool isa_runs_here(Isa isa);
+const char* isa_name(Isa isa);
+
+// Bytes of the reserve that forward fills for backward (a multiple of 64).
+size_t reserve_bytes(const Problem& problem);
+// Bytes of scratch that one call needs, for at most `threads` tasks.
+size_t forward_workspace_bytes(const Problem& problem, bool training, int32_t threads);
+size_t backward_workspace_bytes(const Problem& problem, const Gradients& gradients,
+                                int32_t threads);
+// workspace: 64-byte aligned, contents undefined before and after.
+Status forward(const Problem& problem, const Outputs& outputs, void* workspace,
+               size_t workspace_bytes, const Parallel& parallel);
+Status backward(const Problem& problem, const Gradients& gradients, void* workspace,
+                size_t workspace_bytes, const Parallel& parallel);
+// One human-readable line saying how this problem would be computed, written into text.
+void explain(const Problem& problem, bool training, int32_t threads, char* text, size_t text_bytes);
+
+}  // namespace cpu
+}  // namespace fused_lstm

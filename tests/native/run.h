@@ -1,0 +1,37 @@
+// One kernel call with everything around it watched: exact buffers in guarded memory, poisoned
+// workspace and reserve, padding between strides, inputs compared with a copy.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "cases.h"
+#include "guarded.h"
+#include "lstm.h"
+#include "reference.h"
+
+struct ForwardRun {
+  fused_lstm::Status status = fused_lstm::Status::kOk;
+  std::string complaint;  // empty: nothing was touched that should not be
+  std::unique_ptr<Guarded> y, h_n, c_n, reserve;  // reserve: training only
+  Strides y_strides;
+};
+
+// poison: the byte that fills workspace and reserve before the call.
+ForwardRun run_forward(const Case& c, const Data& data, bool training, unsigned char poison);
+
+struct BackwardRun {
+  fused_lstm::Status status = fused_lstm::Status::kOk;
+  std::string complaint;
+  std::unique_ptr<Guarded> gradients[kGradients];  // null where not wanted
+};
+
+BackwardRun run_backward(const Case& c, const Data& data, const ForwardRun& forward,
+                         unsigned char poison);
+
+// Number of elements of gradient k, and the pointer in Gradients that receives it.
+int64_t gradient_size(const fused_lstm::Problem& problem, int64_t rows, int k);
+void** gradient_slot(fused_lstm::Gradients& gradients, int k);
+
+// False when either is null.
+bool same_bytes(const std::unique_ptr<Guarded>& a, const std::unique_ptr<Guarded>& b);

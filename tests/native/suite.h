@@ -1,0 +1,61 @@
+// What the test programs share: counting, naming the case that failed, comparing with the reference
+// under one table of tolerances, and the shape grid.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "cases.h"
+#include "reference.h"
+
+class Suite {
+ public:
+  // Reads --case "...", --random N, --seed S, --isa NAME; arms the watchdog for crashes and hangs.
+  Suite(int argc, char** argv, const char* name);
+
+  bool single() const { return !case_text_.empty(); }  // --case was given
+  Case single_case() const { return parse_case(case_text_); }
+  int64_t random_cases(int64_t usual) const { return random_ >= 0 ? random_ : usual; }
+  int64_t seed() const { return seed_; }
+  const std::vector<int64_t>& isas() const { return isas_; }  // those that run here
+
+  // One case: begin, any number of expectations, end.
+  void begin(const Case& c) { begin(to_text(c)); }
+  void begin(const std::string& what);
+  void expect(bool good, const std::string& complaint);
+  // Positions of NaN and Inf must agree; the rest within tolerance * size, where size is max |want|
+  // unless given. Below kZero everything is zero.
+  void expect_close(const std::string& name, const reference::Values& want,
+                    const reference::Values& got, double tolerance, double size = 0.0);
+  void expect_close(const std::string& name, const reference::Gradient& want,
+                    const reference::Values& got, double tolerance) {
+    expect_close(name, want.sum, got, tolerance, want.size());
+  }
+  void unsupported() { is_unsupported_ = true; }
+  void end();
+
+  void note(const std::string& line) { notes_.push_back(line); }
+  int finish();  // prints the notes and `N passed, M failed`; the exit code
+
+ private:
+  const char* name_;
+  std::string case_text_;
+  std::vector<int64_t> isas_;
+  std::vector<std::string> notes_;
+  int64_t random_ = -1, seed_ = 1;
+  int64_t passed_ = 0, failed_ = 0, unsupported_ = 0;
+  std::string current_, complaints_;
+  bool is_unsupported_ = false;
+  double worst_ = 0.0;
+};
+
+// The largest error allowed, relative to max |reference| of the same array (gradients: or the size of
+// their terms, reference.h).
+double forward_tolerance(const Case& c);
+double gradient_tolerance(const Case& c);
+
+// Sizes chosen to be awkward, every dtype's share of them, options drawn from the seed.
+std::vector<Case> shape_grid(int64_t dtype, uint64_t seed);
+Case random_case(Random& random, int64_t dtype);
+// Draws how a case runs: kind of Parallel and threads, for forward and backward.
+void draw_run(Random& random, Case& c);
