@@ -1,0 +1,197 @@
+// The Python module `fused_lstm._C`: everything that is no tensor operator. What this build is and
+// what this processor can do, how much memory a problem needs and how it would be computed, and the
+// scratch pool. Importing it also registers the operators (schema.cpp, ops_cpu.cpp).
+//
+// No torch header is included here: pybind11 and the stable ABI's version macro do not mix.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <map>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "../kernels/lstm.h"
+#include "runtime.h"
+#include "scratch.h"
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+// setup.py passes the version as bare text, which no shell or build tool can unquote.
+#define FUSED_LSTM_TEXT_OF(text) #text
+#define FUSED_LSTM_TEXT(macro) FUSED_LSTM_TEXT_OF(macro)
+
+namespace py = pybind11;
+
+namespace fused_lstm {
+namespace {
+
+constexpr Isa kIsas[] = {Isa::kPortable, Isa::kAvx2, Isa::kAvx512, Isa::kEmulated512};
+
+DType parse_dtype(const std::string& name) {
+  if (name == "float32") return DType::kFloat32;
+  if (name == "float64") return DType::kFloat64;
+  if (name == "bfloat16") return DType::kBFloat16;
+  if (name == "float16") return DType::kFloat16;
+  throw std::invalid_argument("dtype: expected float32, float64, bfloat16 or float16, got '" +
+                              name + "'");
+}
+
+// A problem of these sizes without memory, for the functions that only measure and plan. Pointers
+// that a plan asks about (a gradient is wanted or not) point at a byte that nobody reads.
+struct Shape {
+  Problem problem;
+  Gradients gradients;
+
+  Shape(int64_t T, int64_t B, int64_t I, int64_t H, int64_t P, int64_t D,
+        const std::string& dtype) {
+    const auto positive = [](const char* name, int64_t size) {
+      constexpr int64_t kMost = int64_t{1} << 40;
+      if (size >= 1 && size < kMost) return;
+      throw std::invalid_argument(std::string(name) + ": expected a size of at least 1, got " +
+                                  std::to_string(size));
+    };
+    positive("T", T), positive("B", B), positive("I", I), positive("H", H), positive("P", P);
+    if (D != 1 && D != 2) {
+      throw std::invalid_argument("D: expected 1 or 2, got " + std::to_string(D));
+    }
+    static char byte = 0;
+    problem.dtype = parse_dtype(dtype);
+    problem.T = T, problem.B = B, problem.I = I, problem.H = H, problem.P = P;
+    problem.D = static_cast<int32_t>(D);
+    problem.x = &byte;
+    problem.x_t = B * I, problem.x_b = I;
+    gradients.y_t = gradients.dy_t = B * D * P, gradients.y_b = gradients.dy_b = D * P;
+    gradients.y = gradients.reserve = gradients.dy = &byte;
+    gradients.dx = gradients.dh0 = gradients.dc0 = &byte;
+    for (int64_t d = 0; d < D; ++d) {
+      Weights& weights = problem.weights[d];
+      weights.w_ih = weights.w_hh = weights.b_ih = weights.b_hh = &byte;
+      gradients.weights[d].dw_ih = gradients.weights[d].dw_hh = gradients.weights[d].db = &byte;
+      if (P != H) weights.w_hr = gradients.weights[d].dw_hr = &byte;
+    }
+  }
+};
+
+int32_t checked_threads(int64_t threads) {
+  if (threads >= 1 && threads <= 4096) return static_cast<int32_t>(threads);
+  throw std::invalid_argument("threads: expected 1 to 4096, got " + std::to_string(threads));
+}
+
+// Bytes of scratch that one inference call, or the larger half of a training step, takes.
+size_t workspace_bytes(int64_t T, int64_t B, int64_t I, int64_t H, int64_t P, int64_t D,
+                       const std::string& dtype, bool training, int64_t threads) {
+  const Shape shape(T, B, I, H, P, D, dtype);
+  const int32_t tasks = checked_threads(threads);
+  const size_t forward = cpu::forward_workspace_bytes(shape.problem, training, tasks);
+  if (!training) return forward;
+  return std::max(forward, cpu::backward_workspace_bytes(shape.problem, shape.gradients, tasks));
+}
+
+size_t reserve_bytes(int64_t T, int64_t B, int64_t I, int64_t H, int64_t P, int64_t D,
+                     const std::string& dtype) {
+  return cpu::reserve_bytes(Shape(T, B, I, H, P, D, dtype).problem);
+}
+
+std::string explain_plan(int64_t T, int64_t B, int64_t I, int64_t H, int64_t P, int64_t D,
+                         const std::string& dtype, bool training, int64_t threads) {
+  const Shape shape(T, B, I, H, P, D, dtype);
+  char text[1024] = "";
+  cpu::explain(shape.problem, training, checked_threads(threads), text, sizeof text);
+  return text;
+}
+
+std::vector<std::string> isas() {
+  std::vector<std::string> names;
+  for (const Isa isa : kIsas) {
+    if (cpu::isa_runs_here(isa)) names.emplace_back(cpu::isa_name(isa));
+  }
+  return names;
+}
+
+void set_isa(const std::string& name) {
+  for (const Isa isa : kIsas) {
+    if (name == cpu::isa_name(isa) && cpu::set_isa(isa)) return;
+  }
+  std::string known;
+  for (const std::string& isa : isas()) known += (known.empty() ? "" : ", ") + isa;
+  throw std::invalid_argument("isa: expected one that runs here (" + known + "), got '" + name +
+                              "'");
+}
+
+py::dict build_info() {
+  std::vector<std::string> compiled;
+  for (const Isa isa : kIsas) compiled.emplace_back(cpu::isa_name(isa));
+  py::dict info;
+  info["version"] = FUSED_LSTM_TEXT(FUSED_LSTM_VERSION);
+#if defined(__clang__)
+  info["compiler"] = "clang " __clang_version__;
+#else
+  info["compiler"] = "g++ " __VERSION__;
+#endif
+  info["torch_target"] = "2.11";
+  info["isas"] = compiled;
+  info["cuda"] = false;
+  return info;
+}
+
+// What the processor says, and for vector registers also what the system lets programs use.
+std::map<std::string, bool> cpu_features() {
+  std::map<std::string, bool> features;
+#if defined(__x86_64__)
+  const bool avx = __builtin_cpu_supports("avx");
+  const bool avx512 = __builtin_cpu_supports("avx512f");
+  const auto bit = [](unsigned leaf, unsigned subleaf, int word, int position) {
+    unsigned words[4] = {};  // eax, ebx, ecx, edx
+    return __get_cpuid_count(leaf, subleaf, &words[0], &words[1], &words[2], &words[3]) != 0 &&
+           ((words[word] >> position) & 1U) != 0;
+  };
+  features["avx2"] = __builtin_cpu_supports("avx2");
+  features["fma"] = __builtin_cpu_supports("fma");
+  features["f16c"] = avx && bit(1, 0, 2, 29);
+  features["avx512f"] = avx512;
+  features["avx512bw"] = __builtin_cpu_supports("avx512bw");
+  features["avx512dq"] = __builtin_cpu_supports("avx512dq");
+  features["avx512vl"] = __builtin_cpu_supports("avx512vl");
+  features["avx512_bf16"] = avx512 && bit(7, 1, 0, 5);
+  features["avx512_fp16"] = avx512 && bit(7, 0, 3, 23);
+  features["amx_tile"] = bit(7, 0, 3, 24);
+  features["amx_bf16"] = bit(7, 0, 3, 22);
+#elif defined(__aarch64__)
+  features["neon"] = true;
+#endif
+  return features;
+}
+
+}  // namespace
+}  // namespace fused_lstm
+
+PYBIND11_MODULE(_C, module) {
+  namespace fl = fused_lstm;
+  module.doc() = "fused_lstm's compiled half: operators, build facts, plans and the scratch pool.";
+
+  module.def("build_info", &fl::build_info);
+  module.def("cpu_features", &fl::cpu_features);
+  module.def("isa", [] { return std::string(fl::cpu::isa_name(fl::cpu::active_isa())); });
+  module.def("set_isa", &fl::set_isa, py::arg("name"));
+  module.def("isas", &fl::isas);
+
+  module.def("workspace_bytes", &fl::workspace_bytes, py::arg("T"), py::arg("B"), py::arg("I"),
+             py::arg("H"), py::arg("P"), py::arg("D"), py::arg("dtype"), py::arg("training"),
+             py::arg("threads"));
+  module.def("reserve_bytes", &fl::reserve_bytes, py::arg("T"), py::arg("B"), py::arg("I"),
+             py::arg("H"), py::arg("P"), py::arg("D"), py::arg("dtype"));
+  module.def("explain_plan", &fl::explain_plan, py::arg("T"), py::arg("B"), py::arg("I"),
+             py::arg("H"), py::arg("P"), py::arg("D"), py::arg("dtype"), py::arg("training"),
+             py::arg("threads"));
+
+  module.def("empty_cache", &fl::scratch::empty_cache, py::call_guard<py::gil_scoped_release>());
+  module.def("cache_bytes", &fl::scratch::cached_bytes);
+  module.def("cache_limit", &fl::scratch::limit);
+  module.def("set_cache_limit", &fl::scratch::set_limit, py::arg("bytes"),
+             py::call_guard<py::gil_scoped_release>());
+  module.def("set_concurrent", &fl::runtime::set_concurrent, py::arg("concurrent"));
+}

@@ -1,0 +1,45 @@
+// Every operator schema. T steps, B rows, I features, H hidden units, P size of h (H, or
+// proj_size), D directions, N rows of a packed sequence; gate order i, f, g, o.
+//
+// Both operators are functional: they write only what they return, and no result shares memory with
+// an argument or with another result. Packed input is x [N, I] with batch_sizes [T]; then y and the
+// gradients of x and y are [N, ...] too.
+#include "stable.h"
+
+namespace {
+
+constexpr const char* kForward =
+    "forward("
+    "Tensor x, "                    // [T, B, I], any strides
+    "Tensor? batch_sizes, "         // [T] int64, non-increasing, all >= 1: x is packed
+    "Tensor? h0, Tensor? c0, "      // [D, B, P], [D, B, H]; None: zeros
+    "Tensor w_ih, Tensor w_hh, "    // [4H, I], [4H, P]
+    "Tensor? b_ih, Tensor? b_hh, "  // [4H]
+    "Tensor? w_hr, "                // [P, H]
+    "Tensor? w_ih_reverse, Tensor? w_hh_reverse, "  // D = 2 exactly when given
+    "Tensor? b_ih_reverse, Tensor? b_hh_reverse, Tensor? w_hr_reverse, "
+    "bool save_for_backward) -> ("
+    "Tensor y, "                // [T, B, D*P]
+    "Tensor h_n, Tensor c_n, "  // [D, B, P], [D, B, H]
+    "Tensor reserve)";          // uint8, opaque; [0] unless save_for_backward
+
+constexpr const char* kBackward =
+    "backward("
+    "Tensor? grad_y, Tensor? grad_h_n, Tensor? grad_c_n, "  // None: zeros
+    "Tensor x, Tensor? batch_sizes, Tensor? h0, Tensor? c0, "
+    "Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor? w_hr, "
+    "Tensor? w_ih_reverse, Tensor? w_hh_reverse, "
+    "Tensor? b_ih_reverse, Tensor? b_hh_reverse, Tensor? w_hr_reverse, "
+    "Tensor y, Tensor reserve, "  // as forward returned them, read only
+    "int needs) -> ("             // bit k: result k is wanted; one that is not has shape [0]
+    "Tensor dx, "                 // [T, B, I]
+    "Tensor dh0, Tensor dc0, "    // [D, B, P], [D, B, H]
+    "Tensor dw_ih, Tensor dw_hh, Tensor db, Tensor dw_hr, "  // db is that of b_ih and of b_hh
+    "Tensor dw_ih_reverse, Tensor dw_hh_reverse, Tensor db_reverse, Tensor dw_hr_reverse)";
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY(fused_lstm, library) {
+  library.def(kForward);
+  library.def(kBackward);
+}
