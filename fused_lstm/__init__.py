@@ -1,0 +1,16 @@
+"""A drop-in replacement of torch.nn.LSTM and torch.nn.LSTMCell with fused kernels."""
+
+from . import functional
+from ._extension import require as _require
+from .dispatch import explain_plan
+from .functional import lstm
+from .modules import LSTM, LSTMCell
+
+__all__ = ["LSTM", "LSTMCell", "__version__", "empty_cache", "explain_plan", "functional", "lstm"]
+
+__version__ = "0.1.0"
+
+
+def empty_cache() -> int:
+    """Gives the scratch memory kept for reuse back to the system; returns how many bytes."""
+    return _require().empty_cache()

@@ -1,0 +1,290 @@
+"""Chooses what computes a checked call, and runs its layers.
+
+Three ways lead through. The fused operator, wherever it has a kernel. PyTorch's own LSTM, for the
+devices, dtypes and options without one and in graphs that must run elsewhere: whatever
+torch.nn.LSTM accepts works here too, and `explain_plan` says which way is taken. And the
+specification in `reference.py`, under torch.func's transforms and forward-mode differentiation,
+which need PyTorch's own operators one by one.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import _VF, Tensor, nn
+from torch.autograd import forward_ad
+
+from . import _extension, function
+
+__all__ = ["Options", "cell", "explain_plan", "stack", "torch_lstm"]
+
+_KERNEL_DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
+_PLAIN_TENSORS = frozenset({Tensor, nn.Parameter})
+
+
+class Options(NamedTuple):
+    num_layers: int
+    bias: bool
+    dropout: float
+    training: bool
+    bidirectional: bool
+    proj_size: int
+
+
+def stack(
+    x: Tensor,  # [T, B, I] or packed [N, I]
+    batch_sizes: Tensor | None,
+    batch: int,
+    hx: Sequence[Tensor] | None,
+    weights: Sequence[Tensor],
+    options: Options,
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """All layers of a checked call, by whichever way computes them."""
+    transformed = _is_transformed()
+    if not transformed and _must_use_torch(x, hx, weights, options.proj_size):
+        num_layers, bias, dropout, training, bidirectional, proj_size = options
+        if hx is None:
+            rows, hidden = num_layers * (2 if bidirectional else 1), weights[0].shape[0] // 4
+            hx = (x.new_zeros(rows, batch, proj_size or hidden), x.new_zeros(rows, batch, hidden))
+        flags = (bool(bias), num_layers, float(dropout), bool(training), bool(bidirectional))
+        y, h_n, c_n = torch_lstm(x, batch_sizes, hx[0], hx[1], list(weights), *flags)
+        return y, (h_n, c_n)
+    y, h_n, c_n = _compute(transformed, x, batch_sizes, hx, weights, options)
+    return y, (h_n, c_n)
+
+
+def cell(
+    x: Tensor,  # [B, I]
+    hx: Sequence[Tensor] | None,  # h and c [B, H]
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    weights = (w_ih, w_hh) if b_ih is None or b_hh is None else (w_ih, w_hh, b_ih, b_hh)
+    transformed = _is_transformed()
+    (batch, features), hidden = x.shape, w_hh.shape[1]
+    fits = features == w_ih.shape[1] and features > 0 and hidden > 0
+    if fits and hx is not None:
+        fits = hx[0].shape == hx[1].shape == (batch, hidden)
+    if not fits or (not transformed and _must_use_torch(x, hx, weights)):
+        if hx is None:
+            hx = (x.new_zeros(batch, hidden),) * 2
+        return _VF.lstm_cell(x, tuple(hx), w_ih, w_hh, b_ih, b_hh)  # or its error
+    state = None if hx is None else (hx[0].unsqueeze(0), hx[1].unsqueeze(0))
+    options = Options(1, len(weights) == 4, 0.0, False, False, 0)
+    _, h, c = _compute(transformed, x.unsqueeze(0), None, state, weights, options, is_cell=True)
+    return h.squeeze(0), c.squeeze(0)
+
+
+def _compute(
+    transformed: bool,
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    hx: Sequence[Tensor] | None,
+    weights: Sequence[Tensor],
+    options: Options,
+    is_cell: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """By the fused operator, or transformed by the specification; either with autocast's types."""
+    result_dtypes = None
+    if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(x.device.type):
+        rounds = batch_sizes is None and not is_cell
+        x, hx, weights, result_dtypes = _autocast(x, hx, weights, rounds)
+    _check_uniform(x, hx, weights)
+    layer_of = function.reference_layer if transformed else function.lstm_layer
+    y, h_n, c_n = _layers(layer_of, x, batch_sizes, hx, weights, options)
+    if result_dtypes is not None:
+        y, h_n, c_n = (t.to(d) for t, d in zip((y, h_n, c_n), result_dtypes, strict=True))
+    return y, h_n, c_n
+
+
+def _layers(
+    layer_of: Any,
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    hx: Sequence[Tensor] | None,
+    weights: Sequence[Tensor],
+    options: Options,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One layer after the other with dropout between them; y, h_n and c_n of all of them."""
+    num_layers, bias, dropout, training, bidirectional, proj_size = options
+    h0, c0 = (None, None) if hx is None else hx
+    if num_layers == 1:
+        return layer_of(x, batch_sizes, h0, c0, *_ten(weights, bias, bidirectional, proj_size))
+    directions, each = (2 if bidirectional else 1), len(weights) // num_layers
+    y, h_n, c_n = x, [], []
+    for layer in range(num_layers):
+        if layer > 0 and training and dropout > 0:
+            y = torch.dropout(y, dropout, True)
+        if hx is not None:
+            h0, c0 = (t.narrow(0, layer * directions, directions) for t in hx)
+        own = _ten(weights[layer * each : (layer + 1) * each], bias, bidirectional, proj_size)
+        y, h, c = layer_of(y, batch_sizes, h0, c0, *own)
+        h_n.append(h)
+        c_n.append(c)
+    return y, torch.cat(h_n), torch.cat(c_n)
+
+
+def _ten(
+    weights: Sequence[Tensor], bias: bool, bidirectional: bool, proj_size: int
+) -> tuple[Tensor | None, ...]:
+    """One layer's weights as the operator takes them: five slots per direction, None if empty."""
+    half = len(weights) // 2 if bidirectional else len(weights)
+    ten: tuple[Tensor | None, ...] = ()
+    for own in (weights[:half], weights[half:]):
+        if not own:
+            return (*ten, None, None, None, None, None)
+        biases = tuple(own[2:4]) if bias else (None, None)
+        ten = (*ten, own[0], own[1], *biases, own[-1] if proj_size else None)
+    return ten
+
+
+def _autocast(
+    x: Tensor, hx: Sequence[Tensor] | None, weights: Sequence[Tensor], rounds: bool
+) -> tuple[Tensor, Sequence[Tensor] | None, Sequence[Tensor], tuple[torch.dtype, ...] | None]:
+    """What to compute with under CPU autocast, and the dtypes of y, h_n and c_n (None: as is).
+
+    float64 stays float64. Other mixed types are computed in float32, where our kernels are as fast
+    as in the lower type, and only results are rounded. Where a float32 input `rounds` (padded, not
+    packed nor a cell), y and h_n take the autocast dtype and c_n stays float32; elsewhere all three
+    have the type of the state.
+    """
+    everything = (x, *(hx or ()), *weights)
+    if any(t.dtype is torch.float64 for t in everything):
+        return x, hx, weights, None
+    if x.dtype is torch.float32 and rounds:
+        low = torch.get_autocast_dtype(x.device.type)
+        result_dtypes = (low, low, torch.float32)
+    else:
+        state = x.dtype if hx is None else torch.promote_types(hx[0].dtype, hx[1].dtype)
+        result_dtypes = (state, state, state)
+    if any(t.dtype is not x.dtype for t in everything):
+        x, hx = x.float(), None if hx is None else [t.float() for t in hx]
+        weights = [t.float() for t in weights]
+    return x, hx, weights, result_dtypes
+
+
+def _check_uniform(x: Tensor, hx: Sequence[Tensor] | None, weights: Sequence[Tensor]) -> None:
+    dtype, is_cpu = x.dtype, x.is_cpu
+    for name, tensors in (("hx", hx or ()), ("weights", weights)):
+        for k, t in enumerate(tensors):
+            if t.dtype is not dtype or t.is_cpu is not is_cpu:
+                raise RuntimeError(
+                    f"{name}[{k}]: expected {dtype} on device '{x.device}' like the input, "
+                    f"got {t.dtype} on device '{t.device}'"
+                )
+
+
+def _is_transformed() -> bool:
+    """True under torch.func's transforms and inside a level of forward-mode differentiation."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def _no_kernel(device_type: str, dtype: torch.dtype, proj_size: int) -> str | None:
+    """Why there is no kernel for an LSTM like this, or None when there is one."""
+    if device_type != "cpu":
+        return f"no kernel for device '{device_type}'"
+    if dtype not in _KERNEL_DTYPES:
+        return f"no kernel for {dtype}"
+    return "no kernel with proj_size" if proj_size else None
+
+
+def _must_use_torch(
+    x: Tensor, hx: Sequence[Tensor] | None, weights: Sequence[Tensor], proj_size: int = 0
+) -> bool:
+    """True when PyTorch's own LSTM has to compute this call."""
+    if torch.compiler.is_compiling():
+        if torch.compiler.is_exporting():
+            return True  # the graph must also run where fused_lstm is not installed
+    elif torch._C._is_tracing():
+        return True  # likewise
+    if proj_size or not x.is_cpu or x.dtype not in _KERNEL_DTYPES:
+        return True
+    for t in (x, *(hx or ()), *weights):
+        if type(t) not in _PLAIN_TENSORS and _computes_itself(type(t)):
+            return True
+    return False
+
+
+def _computes_itself(kind: type) -> bool:
+    """True for a Tensor class with operators of its own, other than those PyTorch traces with."""
+    own = kind.__torch_dispatch__ is not Tensor.__torch_dispatch__  # type: ignore[attr-defined]
+    return own and not kind.__module__.startswith("torch._subclasses")
+
+
+def torch_lstm(
+    x: Tensor,  # [T, B, I] or packed [N, I]
+    batch_sizes: Tensor | None,
+    h0: Tensor,
+    c0: Tensor,
+    weights: list[Tensor],
+    bias: bool,
+    num_layers: int,
+    dropout: float,
+    training: bool,
+    bidirectional: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """PyTorch's own LSTM, time first. TorchScript compiles this function too."""
+    if batch_sizes is None:
+        return _VF.lstm(
+            x, (h0, c0), weights, bias, num_layers, dropout, training, bidirectional, False
+        )
+    return _VF.lstm(
+        x, batch_sizes, (h0, c0), weights, bias, num_layers, dropout, training, bidirectional
+    )
+
+
+def explain_plan(
+    target: nn.Module | tuple[int, int, int, int],
+    T: int = 1,
+    B: int = 1,
+    *,
+    bidirectional: bool = False,
+    proj_size: int = 0,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    training: bool | None = None,
+    threads: int | None = None,
+) -> str:
+    """Says in words what would compute an LSTM: which kernel, or why PyTorch's own LSTM.
+
+    `target` is an `LSTM` or `LSTMCell` (then T and B give the input's steps and batch, and dtype,
+    device and options are the module's own), or a shape `(T, B, I, H)` with the keywords.
+    `training` asks for the plan with gradients (default: the module's mode, or True). One line per
+    layer.
+
+    Raises TypeError for another kind of module, and what `_extension.require` raises where a kernel
+    would compute but the extension is missing.
+    """
+    layers = 1
+    if isinstance(target, nn.RNNBase) and target.mode == "LSTM":
+        layers, bidirectional, proj_size = target.num_layers, target.bidirectional, target.proj_size
+    elif isinstance(target, nn.RNNCellBase) and len(target.weight_ih) == 4 * target.hidden_size:
+        T = 1
+    elif isinstance(target, nn.Module):
+        raise TypeError(f"target: expected an LSTM or LSTMCell, got {type(target).__name__}")
+    if isinstance(target, nn.Module):
+        w = next(target.parameters())
+        dtype, device = w.dtype, w.device
+        features, H = w.shape[1], w.shape[0] // 4
+        training = target.training if training is None else training
+    else:
+        T, B, features, H = target
+        training = True if training is None else training
+    D, P = (2 if bidirectional else 1), (proj_size or H)
+    obstacle = _no_kernel(torch.device(device).type, dtype, proj_size)
+    lines = []
+    for layer in range(layers):
+        features = features if layer == 0 else D * P
+        if obstacle is not None:
+            line = f"torch's own LSTM ({obstacle})"
+        else:
+            name = str(dtype).removeprefix("torch.")
+            count = torch.get_num_threads() if threads is None else threads
+            plan = _extension.require().explain_plan
+            line = plan(T, B, features, H, P, D, name, training, count)
+        lines.append(f"layer {layer}: {line}" if layers > 1 else line)
+    return "\n".join(lines)

@@ -1,0 +1,171 @@
+"""`lstm` and `lstm_cell` as functions of their weights: what may be passed, and what comes back.
+
+Here the arguments are checked, and unbatched, batch-first and packed inputs are brought to the one
+form in which `dispatch.py` computes them.
+
+Errors are those of torch.nn.LSTM, in type and (where it has one) in message. Where it fails by
+accident, with an AttributeError out of its depths, there is a TypeError.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from .dispatch import Options, cell, stack
+
+__all__ = ["lstm", "lstm_cell"]
+
+
+def lstm(
+    input: Tensor | PackedSequence,  # [T, B, I]; [B, T, I] when batch_first; [T, I] unbatched
+    hx: Sequence[Tensor] | None,  # h0 [L*D, B, P] and c0 [L*D, B, H], without B when unbatched
+    weights: Sequence[Tensor],  # per layer and direction: w_ih, w_hh[, b_ih, b_hh][, w_hr]
+    *,
+    num_layers: int = 1,
+    bias: bool = True,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    training: bool = False,
+    bidirectional: bool = False,
+    proj_size: int = 0,
+) -> tuple[Any, tuple[Tensor, Tensor]]:
+    """What `torch.nn.LSTM` computes, as a function of its input, initial state and weights.
+
+    L is num_layers, D is 2 when bidirectional, H the hidden size and P is proj_size or H; w_ih is
+    [4H, features], w_hh [4H, P], the biases [4H] and w_hr [P, H], gates in the order i, f, g, o.
+    Returns `(output, (h_n, c_n))`: output [T, B, D*P] (a transposed view when batch_first, a
+    PackedSequence when the input is one), h_n like h0 and c_n like c0.
+
+    Raises TypeError for an argument of the wrong kind, ValueError for a wrong number of dimensions
+    or of weights and for an input of another dtype, RuntimeError for wrong sizes and for T = 0.
+    """
+    options = Options(num_layers, bias, dropout, training, bidirectional, proj_size)
+    expected = num_layers * (2 if bidirectional else 1) * (2 + 2 * bool(bias) + (proj_size > 0))
+    if len(weights) != expected:
+        raise ValueError(f"weights: expected {expected} tensors, got {len(weights)}")
+    if hx is not None:
+        _check_state_kind(hx)
+    if isinstance(input, PackedSequence):
+        return _lstm_packed(input, hx, weights, options)
+    if not isinstance(input, Tensor):
+        raise TypeError(f"input: expected a Tensor or PackedSequence, got {type(input).__name__}")
+
+    dim = input.dim()
+    if dim not in (2, 3):
+        raise ValueError(f"LSTM: Expected input to be 2D or 3D, got {dim}D instead")
+    if hx is not None and not hx[0].dim() == hx[1].dim() == dim:
+        raise RuntimeError(
+            f"For {'batched 3-D' if dim == 3 else 'unbatched 2-D'} input, hx and cx should also be "
+            f"{dim}-D but got ({hx[0].dim()}-D, {hx[1].dim()}-D) tensors"
+        )
+    if dim == 3:
+        x = input.transpose(0, 1) if batch_first else input
+        y, state = _lstm_padded(x, hx, weights, options)
+        return (y.transpose(0, 1) if batch_first else y), state
+    if hx is not None:
+        hx = (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
+    y, (h_n, c_n) = _lstm_padded(input.unsqueeze(1), hx, weights, options)
+    return y.squeeze(1), (h_n.squeeze(1), c_n.squeeze(1))
+
+
+def lstm_cell(
+    input: Tensor,  # [B, I], or [I] unbatched
+    hx: Sequence[Tensor] | None,  # h and c [B, H], without B when unbatched
+    w_ih: Tensor,  # [4H, I]
+    w_hh: Tensor,  # [4H, H]
+    b_ih: Tensor | None = None,  # [4H]
+    b_hh: Tensor | None = None,  # [4H]
+) -> tuple[Tensor, Tensor]:
+    """What `torch.nn.LSTMCell` computes, as a function: one step, returning h and c like hx.
+
+    Raises TypeError for an argument of the wrong kind, ValueError for a wrong number of dimensions,
+    RuntimeError for wrong sizes or dtypes.
+    """
+    if not isinstance(input, Tensor):
+        raise TypeError(f"input: expected a Tensor, got {type(input).__name__}")
+    dim = input.dim()
+    if dim not in (1, 2):
+        raise ValueError(f"LSTMCell: Expected input to be 1D or 2D, got {dim}D instead")
+    if hx is not None:
+        _check_state_kind(hx)
+        for k in (0, 1):
+            if hx[k].dim() not in (1, 2):
+                raise ValueError(
+                    f"LSTMCell: Expected hx[{k}] to be 1D or 2D, got {hx[k].dim()}D instead"
+                )
+    if dim == 1:
+        state = None if hx is None else (hx[0].unsqueeze(0), hx[1].unsqueeze(0))
+        h, c = cell(input.unsqueeze(0), state, w_ih, w_hh, b_ih, b_hh)
+        return h.squeeze(0), c.squeeze(0)
+    return cell(input, hx, w_ih, w_hh, b_ih, b_hh)
+
+
+def _lstm_padded(
+    x: Tensor,  # [T, B, I]
+    hx: Sequence[Tensor] | None,
+    weights: Sequence[Tensor],
+    options: Options,
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    w_ih = weights[0]
+    if x.dtype is not w_ih.dtype and not torch._C._is_any_autocast_enabled():
+        raise ValueError(
+            f"RNN input dtype ({x.dtype}) does not match weight dtype ({w_ih.dtype}). Convert "
+            f"input: input.to({w_ih.dtype}), or convert model: model.to({x.dtype})"
+        )
+    steps, batch, features = x.shape
+    _check_sizes(features, batch, hx, w_ih, options)
+    if steps == 0:
+        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+    return stack(x, None, batch, hx, weights, options)
+
+
+def _lstm_packed(
+    packed: PackedSequence,
+    hx: Sequence[Tensor] | None,
+    weights: Sequence[Tensor],
+    options: Options,
+) -> tuple[PackedSequence, tuple[Tensor, Tensor]]:
+    x, batch_sizes, sorted_indices, unsorted_indices = packed
+    if x.dim() != 2:
+        raise RuntimeError(f"input must have 2 dimensions, got {x.dim()}")
+    if x.dtype is not weights[0].dtype and not torch._C._is_any_autocast_enabled():
+        raise RuntimeError(f"input: expected data of {weights[0].dtype}, got {x.dtype}")
+    batch = int(batch_sizes[0])
+    _check_sizes(x.shape[1], batch, hx, weights[0], options)
+    if hx is not None and sorted_indices is not None:
+        hx = (hx[0].index_select(1, sorted_indices), hx[1].index_select(1, sorted_indices))
+    y, (h_n, c_n) = stack(x, batch_sizes, batch, hx, weights, options)
+    if unsorted_indices is not None:
+        h_n, c_n = h_n.index_select(1, unsorted_indices), c_n.index_select(1, unsorted_indices)
+    return PackedSequence(y, batch_sizes, sorted_indices, unsorted_indices), (h_n, c_n)
+
+
+def _check_state_kind(hx: Any) -> None:
+    if not isinstance(hx, (tuple, list)):
+        raise TypeError(f"hx: expected a pair of Tensors (h_0, c_0), got {type(hx).__name__}")
+    if len(hx) > 2:
+        raise RuntimeError(f"hx: expected two hidden states (h_0, c_0), got {len(hx)}")
+    if len(hx) < 2 or not (isinstance(hx[0], Tensor) and isinstance(hx[1], Tensor)):
+        kinds = ", ".join(type(t).__name__ for t in hx)
+        raise TypeError(f"hx: expected a pair of Tensors (h_0, c_0), got ({kinds})")
+
+
+def _check_sizes(
+    features: int, batch: int, hx: Sequence[Tensor] | None, w_ih: Tensor, options: Options
+) -> None:
+    gate_rows, input_size = w_ih.shape
+    if features != input_size:
+        raise RuntimeError(
+            f"input.size(-1) must be equal to input_size. Expected {input_size}, got {features}"
+        )
+    if hx is not None:
+        rows = options.num_layers * (2 if options.bidirectional else 1)
+        hidden = gate_rows // 4
+        for k, width in enumerate((options.proj_size or hidden, hidden)):
+            if hx[k].shape != (rows, batch, width):
+                raise RuntimeError(
+                    f"Expected hidden[{k}] size {(rows, batch, width)}, got {list(hx[k].shape)}"
+                )

@@ -1,0 +1,246 @@
+"""`LSTM` and `LSTMCell`: modules that take the place of `torch.nn.LSTM` and `torch.nn.LSTMCell`.
+
+They own parameters and options; `functional.py` does the rest. Constructor, parameter names,
+initialisation, state_dict, pickles, hooks, inputs, outputs and errors are those of torch.nn.
+
+One departure: `LSTM` extends `nn.RNNBase`, not `nn.LSTM`, because torch.compile refuses every
+subclass of nn.LSTM. So `isinstance(m, nn.LSTM)` is False.
+"""
+
+from typing import Any, overload
+
+import torch
+import torch.fx
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from . import dispatch, functional
+
+__all__ = ["LSTM", "LSTMCell"]
+
+
+class LSTM(nn.RNNBase):
+    """A multi-layer LSTM: `torch.nn.LSTM` with fused kernels.
+
+    Args:
+        input_size: features I of the input.
+        hidden_size: hidden units H.
+        num_layers: layers L stacked on each other.
+        bias: whether there are biases b_ih and b_hh.
+        batch_first: input and output as [B, T, features] instead of [T, B, features].
+        dropout: probability of zeroing an element between layers, while training.
+        bidirectional: a second direction, D = 2.
+        proj_size: size P of a projected h; 0 means none, and P = H.
+        device, dtype: of the parameters.
+
+    Call it as `output, (h_n, c_n) = lstm(input, (h_0, c_0))`. The input is [T, B, I] or, when
+    batch_first, [B, T, I], without a batch [T, I], or a PackedSequence; the output is like it with
+    D*P features. The states are [L*D, B, P] for h and [L*D, B, H] for c, zeros if not given.
+
+    Parameters are `weight_ih_l{k}` [4H, I or D*P], `weight_hh_l{k}` [4H, P], `bias_ih_l{k}` and
+    `bias_hh_l{k}` [4H], `weight_hr_l{k}` [P, H] with proj_size, each with `_reverse` for the second
+    direction; gates in the order i, f, g, o. They are read anew on every call, so that a weight may
+    be changed in any way at any time.
+
+    Raises what torch.nn.LSTM raises; see `functional.lstm`.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(
+            "LSTM",
+            input_size,
+            hidden_size,
+            num_layers=num_layers,
+            bias=bias,
+            batch_first=batch_first,
+            dropout=dropout,
+            bidirectional=bidirectional,
+            proj_size=proj_size,
+            device=device,
+            dtype=dtype,
+        )
+
+    # Kept for code that calls them on an nn.LSTM.
+    get_expected_cell_size = nn.LSTM.get_expected_cell_size
+    check_forward_args = nn.LSTM.check_forward_args  # type: ignore[assignment]
+    permute_hidden = nn.LSTM.permute_hidden  # type: ignore[assignment]
+
+    @overload
+    @torch._jit_internal._overload_method
+    def forward(
+        self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        pass
+
+    @overload
+    @torch._jit_internal._overload_method
+    def forward(
+        self, input: PackedSequence, hx: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[PackedSequence, tuple[Tensor, Tensor]]:
+        pass
+
+    def forward(self, input: Any, hx: Any = None) -> Any:
+        if torch.jit.is_scripting():
+            if isinstance(input, PackedSequence):
+                return self._scripted_packed(input, hx)
+            else:
+                return self._scripted_padded(input, hx)
+        else:
+            if isinstance(input, torch.fx.Proxy):
+                return _fx_leaf(self, input, hx)
+            return functional.lstm(
+                input,
+                hx,
+                self._current_weights(),
+                num_layers=self.num_layers,
+                bias=self.bias,
+                batch_first=self.batch_first,
+                dropout=self.dropout,
+                training=self.training,
+                bidirectional=self.bidirectional,
+                proj_size=self.proj_size,
+            )
+
+    def flatten_parameters(self) -> None:
+        """Does nothing: the kernels read the parameters where they are."""
+
+    def _current_weights(self) -> list[Tensor]:
+        parameters = self._parameters
+        try:
+            return [parameters[name] for name in self._flat_weights_names]  # type: ignore[misc]
+        except KeyError:  # pruned, normalised, or replaced by a plain tensor
+            return [getattr(self, name) for name in self._flat_weights_names]
+
+    # nn.RNNBase keeps a list of its weights, and weak references to notice when they change. Here
+    # the list only serves TorchScript and pickles, and there are no references: they would forbid
+    # torch.utils.swap_tensors.
+    def _init_flat_weights(self) -> None:
+        self._flat_weights: list[Any] = [getattr(self, n, None) for n in self._flat_weights_names]
+        self._flat_weight_refs = []
+
+    def _update_flat_weights(self) -> None:
+        self._init_flat_weights()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._init_flat_weights()
+
+    # TorchScript compiles the three methods below, and PyTorch's own LSTM with them, so that a
+    # scripted model also runs where this package is not installed.
+    def _scripted_padded(
+        self, input: Tensor, hx: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        batched = input.dim() == 3
+        if not batched:
+            x = input.unsqueeze(1)
+            if hx is not None:
+                hx = (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
+        else:
+            x = input.transpose(0, 1) if self.batch_first else input
+        y, h_n, c_n = self._scripted(x, None, x.size(1), hx)
+        if not batched:
+            return y.squeeze(1), (h_n.squeeze(1), c_n.squeeze(1))
+        return y.transpose(0, 1) if self.batch_first else y, (h_n, c_n)
+
+    def _scripted_packed(
+        self, input: PackedSequence, hx: tuple[Tensor, Tensor] | None
+    ) -> tuple[PackedSequence, tuple[Tensor, Tensor]]:
+        x, batch_sizes, sorted_indices, unsorted_indices = input
+        if hx is not None and sorted_indices is not None:
+            hx = (hx[0].index_select(1, sorted_indices), hx[1].index_select(1, sorted_indices))
+        y, h_n, c_n = self._scripted(x, batch_sizes, int(batch_sizes[0]), hx)
+        if unsorted_indices is not None:
+            h_n = h_n.index_select(1, unsorted_indices)
+            c_n = c_n.index_select(1, unsorted_indices)
+        return PackedSequence(y, batch_sizes, sorted_indices, unsorted_indices), (h_n, c_n)
+
+    def _scripted(
+        self, x: Tensor, batch_sizes: Tensor | None, batch: int, hx: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        if hx is None:
+            rows = self.num_layers * (2 if self.bidirectional else 1)
+            width = self.proj_size if self.proj_size > 0 else self.hidden_size
+            h0 = torch.zeros(rows, batch, width, dtype=x.dtype, device=x.device)
+            c0 = torch.zeros(rows, batch, self.hidden_size, dtype=x.dtype, device=x.device)
+            hx = (h0, c0)
+        return dispatch.torch_lstm(
+            x,
+            batch_sizes,
+            hx[0],
+            hx[1],
+            self._flat_weights,
+            self.bias,
+            self.num_layers,
+            self.dropout,
+            self.training,
+            self.bidirectional,
+        )
+
+
+class LSTMCell(nn.RNNCellBase):
+    """One step of an LSTM: `torch.nn.LSTMCell` with fused kernels.
+
+    Args:
+        input_size: features I of the input.
+        hidden_size: hidden units H.
+        bias: whether there are biases b_ih and b_hh.
+        device, dtype: of the parameters.
+
+    Call it as `h, c = cell(input, (h, c))` with input [B, I] and states [B, H], all without B for a
+    single row; the states are zeros if not given. Parameters are `weight_ih` [4H, I], `weight_hh`
+    [4H, H], `bias_ih` and `bias_hh` [4H]; gates in the order i, f, g, o.
+
+    Raises what torch.nn.LSTMCell raises; see `functional.lstm_cell`.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, num_chunks=4, device=device, dtype=dtype)
+
+    def forward(
+        self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        if torch.jit.is_scripting():
+            return self._scripted(input, hx)
+        else:
+            if isinstance(input, torch.fx.Proxy):
+                return _fx_leaf(self, input, hx)
+            return functional.lstm_cell(
+                input, hx, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
+            )
+
+    def _scripted(self, input: Tensor, hx: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+        x = input if input.dim() == 2 else input.unsqueeze(0)
+        if hx is None:
+            zeros = torch.zeros(x.size(0), self.hidden_size, dtype=x.dtype, device=x.device)
+            hx = (zeros, zeros)
+        elif input.dim() == 1:
+            hx = (hx[0].unsqueeze(0), hx[1].unsqueeze(0))
+        h, c = torch._VF.lstm_cell(
+            x, hx, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
+        )
+        return (h, c) if input.dim() == 2 else (h.squeeze(0), c.squeeze(0))
+
+
+def _fx_leaf(module: nn.Module, input: Any, hx: Any) -> Any:
+    """Keeps a module whole under torch.fx.symbolic_trace, which does so only for torch.nn's own."""
+    tracer = input.tracer
+    return tracer.create_proxy("call_module", tracer.path_of_module(module), (input, hx), {})

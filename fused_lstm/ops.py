@@ -1,0 +1,146 @@
+"""Typed wrappers of the two operators `torch.ops.fused_lstm.forward` and `.backward`.
+
+One call is one layer in one or two directions over a whole sequence; csrc/binding/schema.cpp has
+the schemas. Here the operators also get their fake kernels, which tell shapes and dtypes without
+computing: they serve the meta device, FakeTensorMode, make_fx and torch.compile. Nothing here knows
+autograd: the operators have no derivative of their own, `function.py` gives them one.
+
+Letters: T steps, B rows, I input features, H hidden units, P size of h (proj_size, or H),
+D directions, N = sum(batch_sizes) rows of a packed input.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _extension
+
+__all__ = ["WEIGHT_SLOTS", "backward", "forward"]
+
+WEIGHT_SLOTS = 10  # w_ih, w_hh, b_ih, b_hh, w_hr, then the same of the reverse direction
+
+
+def forward(
+    x: Tensor,  # [T, B, I] with any strides, or packed [N, I]
+    batch_sizes: Tensor | None,  # [T] int64 on the CPU when x is packed
+    h0: Tensor | None,  # [D, B, P], None for zeros
+    c0: Tensor | None,  # [D, B, H], None for zeros
+    *weights_and_save: Any,  # ten weights (see WEIGHT_SLOTS, None where there is none), then a bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Returns y [T, B, D*P] (packed: [N, D*P]), h_n [D, B, P], c_n [D, B, H] and the reserve.
+
+    The reserve is what `backward` needs besides inputs and y: opaque bytes, of shape [0] when the
+    last argument is False.
+    """
+    return _forward(x, batch_sizes, h0, c0, *weights_and_save)
+
+
+def backward(
+    dy: Tensor | None,  # [T, B, D*P] or packed [N, D*P]; a gradient that is None is zero
+    dh_n: Tensor | None,  # [D, B, P]
+    dc_n: Tensor | None,  # [D, B, H]
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    *weights_y_reserve_needs: Any,  # ten weights, y, the reserve, bit mask of what is needed
+) -> tuple[Tensor, ...]:
+    """Returns dx, dh0, dc0, then dw_ih, dw_hh, db, dw_hr of each direction; [0] where not needed.
+
+    Bit k of the mask asks for result k. `db` is the gradient of b_ih and of b_hh alike. The reserve
+    is only read, so that a second call gives the same result to the bit.
+    """
+    return _backward(dy, dh_n, dc_n, x, batch_sizes, h0, c0, *weights_y_reserve_needs)
+
+
+def _missing(*_: Any) -> Any:
+    _extension.require()  # raises: what is missing, why, and the remedy
+    raise RuntimeError("fused_lstm: the extension loaded but did not register its operators")
+
+
+def _fake_forward(
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+    w_hr: Tensor | None,
+    w_ih_reverse: Tensor | None,
+    w_hh_reverse: Tensor | None,
+    b_ih_reverse: Tensor | None,
+    b_hh_reverse: Tensor | None,
+    w_hr_reverse: Tensor | None,
+    save_for_backward: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    directions = 1 if w_ih_reverse is None else 2
+    hidden, p = w_ih.shape[0] // 4, w_hh.shape[1]
+    batch: Any
+    if batch_sizes is None:
+        batch = x.shape[1]
+    elif h0 is not None:
+        batch = h0.shape[1]
+    else:
+        batch = torch.library.get_ctx().new_dynamic_size()
+    nbytes: Any = 0
+    if save_for_backward:
+        sizes = (x.shape[0], batch, x.shape[-1], hidden, p)
+        if batch_sizes is None and all(isinstance(size, int) for size in sizes):
+            dtype = str(x.dtype).removeprefix("torch.")
+            nbytes = _extension.require().reserve_bytes(*sizes, directions, dtype) if batch else 0
+        else:
+            nbytes = torch.library.get_ctx().new_dynamic_size()
+    return (
+        x.new_empty((*x.shape[:-1], directions * p)),
+        x.new_empty((directions, batch, p)),
+        x.new_empty((directions, batch, hidden)),
+        x.new_empty((nbytes,), dtype=torch.uint8),
+    )
+
+
+def _fake_backward(
+    grad_y: Tensor | None,
+    grad_h_n: Tensor | None,
+    grad_c_n: Tensor | None,
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+    w_hr: Tensor | None,
+    w_ih_reverse: Tensor | None,
+    w_hh_reverse: Tensor | None,
+    b_ih_reverse: Tensor | None,
+    b_hh_reverse: Tensor | None,
+    w_hr_reverse: Tensor | None,
+    y: Tensor,
+    reserve: Tensor,
+    needs: int,
+) -> tuple[Tensor, ...]:
+    directions = 1 if w_ih_reverse is None else 2
+    hidden, p = w_ih.shape[0] // 4, w_hh.shape[1]
+    batch: Any
+    if batch_sizes is None:
+        batch = x.shape[1]
+    else:
+        state = next((t for t in (h0, c0, grad_h_n, grad_c_n) if t is not None), None)
+        batch = torch.library.get_ctx().new_dynamic_size() if state is None else state.shape[1]
+    weights: list[tuple[int, ...]] = [w_ih.shape, w_hh.shape, (4 * hidden,), (p, hidden)]
+    shapes = [x.shape, (directions, batch, p), (directions, batch, hidden), *weights, *weights]
+    return tuple(x.new_empty(s if needs >> k & 1 else (0,)) for k, s in enumerate(shapes))
+
+
+_extension.load()
+if _extension.available:
+    torch.library.register_fake("fused_lstm::forward", _fake_forward)
+    torch.library.register_fake("fused_lstm::backward", _fake_backward)
+    _forward: Any = torch.ops.fused_lstm.forward.default
+    _backward: Any = torch.ops.fused_lstm.backward.default
+else:
+    _forward = _backward = _missing

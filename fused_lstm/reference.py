@@ -1,0 +1,122 @@
+"""The specification: what an LSTM computes, in plain PyTorch, with nothing hidden.
+
+Read this page first. Every kernel of the package computes what `lstm_cell` says, and the tests hold
+them to it; the page itself is held to `torch.nn.LSTM` in float64. It is slow, and differentiable to
+any order in reverse and forward mode because it only uses PyTorch's own operators, none in place.
+That is why double backward and torch.func run through it.
+
+Letters: T steps, B rows (batch), I input features, H hidden units, P size of h (proj_size, or H),
+D directions, N = sum(batch_sizes) rows of a packed input. Gates stand in torch's order: i, f, g, o.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+__all__ = ["lstm", "lstm_cell", "lstm_direction", "lstm_layer"]
+
+
+def lstm_cell(
+    x: Tensor,  # [B, I]
+    h: Tensor,  # [B, P]
+    c: Tensor,  # [B, H]
+    w_ih: Tensor,  # [4H, I]
+    w_hh: Tensor,  # [4H, P]
+    b_ih: Tensor | None = None,  # [4H]
+    b_hh: Tensor | None = None,  # [4H]
+    w_hr: Tensor | None = None,  # [P, H], projects h: https://arxiv.org/abs/1402.1128
+) -> tuple[Tensor, Tensor]:
+    """One step for a batch: returns the new h [B, P] and c [B, H]."""
+    gates = linear(x, w_ih, b_ih) + linear(h, w_hh, b_hh)
+    i, f, g, o = gates.chunk(4, dim=1)
+    c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+    h = torch.sigmoid(o) * torch.tanh(c)
+    return (h if w_hr is None else linear(h, w_hr)), c
+
+
+def lstm_direction(
+    steps: Sequence[Tensor],  # T tensors [b_t, I], b_t never growing: the rows still running at t
+    h: Tensor,  # [B, P], B = b_0
+    c: Tensor,  # [B, H]
+    weights: Sequence[Tensor | None],  # w_ih, w_hh, b_ih, b_hh, w_hr
+    reverse: bool = False,
+) -> tuple[list[Tensor], Tensor, Tensor]:
+    """One direction over a whole sequence: returns T outputs [b_t, P], h_n [B, P] and c_n [B, H].
+
+    Rows past b_t keep their state. Going forward such a row has ended and holds its final state;
+    going in reverse it has not begun and still holds the initial one. So h and c are h_n and c_n in
+    the end, whichever the direction.
+    """
+    outputs: list[Tensor] = [h] * len(steps)
+    for t in reversed(range(len(steps))) if reverse else range(len(steps)):
+        running = steps[t].shape[0]
+        h_t, c_t = lstm_cell(steps[t], h[:running], c[:running], *weights)  # type: ignore[arg-type]
+        outputs[t] = h_t
+        h = torch.cat([h_t, h[running:]]) if running < h.shape[0] else h_t
+        c = torch.cat([c_t, c[running:]]) if running < c.shape[0] else c_t
+    return outputs, h, c
+
+
+def lstm_layer(
+    x: Tensor,  # [T, B, I], or packed [N, I]
+    batch_sizes: Tensor | None,  # [T] on the CPU when x is packed
+    h0: Tensor | None,  # [D, B, P], None for zeros
+    c0: Tensor | None,  # [D, B, H], None for zeros
+    *weights: Tensor | None,  # w_ih, w_hh, b_ih, b_hh, w_hr, then the same for reverse or None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One layer, one direction or both: the same arguments and results as the fused operator.
+
+    Returns y [T, B, D*P] (packed: [N, D*P]), h_n [D, B, P] and c_n [D, B, H].
+    """
+    steps = x.unbind(0) if batch_sizes is None else x.split(batch_sizes.tolist())
+    ys, hs, cs = [], [], []
+    for d, own in enumerate((weights[:5], weights[5:])):
+        if not own or own[0] is None or own[1] is None:
+            continue
+        gates, p = own[1].shape  # w_hh [4H, P]
+        h = x.new_zeros(len(steps[0]), p) if h0 is None else h0[d]
+        c = x.new_zeros(len(steps[0]), gates // 4) if c0 is None else c0[d]
+        outputs, h, c = lstm_direction(steps, h, c, own, reverse=d == 1)
+        ys.append(torch.stack(outputs) if batch_sizes is None else torch.cat(outputs))
+        hs.append(h)
+        cs.append(c)
+    return torch.cat(ys, dim=-1), torch.stack(hs), torch.stack(cs)
+
+
+def lstm(
+    x: Tensor,  # [T, B, I], [B, T, I] when batch_first, or packed [N, I]
+    hx: tuple[Tensor, Tensor] | None,  # h0 [L*D, B, P] and c0 [L*D, B, H], None for zeros
+    weights: Sequence[Tensor],  # per layer and direction: w_ih, w_hh[, b_ih, b_hh][, w_hr]
+    *,
+    num_layers: int = 1,  # L
+    bias: bool = True,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    training: bool = False,
+    bidirectional: bool = False,
+    proj_size: int = 0,
+    batch_sizes: Tensor | None = None,
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """The whole network of `torch.nn.LSTM`: layers, and dropout between them."""
+    directions = 2 if bidirectional else 1
+    each = len(weights) // (num_layers * directions)
+    y = x.transpose(0, 1) if batch_first and batch_sizes is None else x
+    h_n, c_n = [], []
+    for layer in range(num_layers):
+        if layer > 0:
+            y = torch.dropout(y, dropout, training)
+        own: list[Tensor | None] = []
+        for d in range(directions):
+            k = (layer * directions + d) * each
+            group: list[Tensor | None] = list(weights[k : k + each])
+            w_hr = group.pop() if proj_size > 0 else None
+            own += (group if bias else [*group, None, None]) + [w_hr]
+        rows = slice(layer * directions, (layer + 1) * directions)
+        h0, c0 = (None, None) if hx is None else (hx[0][rows], hx[1][rows])
+        y, h, c = lstm_layer(y, batch_sizes, h0, c0, *own)
+        h_n.append(h)
+        c_n.append(c)
+    y = y.transpose(0, 1) if batch_first and batch_sizes is None else y
+    return y, (torch.cat(h_n), torch.cat(c_n))

@@ -1,0 +1,148 @@
+"""The layers of csrc/README.md are kept: who may include or import whom, and what the module needs.
+
+csrc/kernels <- csrc/binding <- _extension <- ops <- function <- dispatch <- functional
+<- modules <- convert;  reference stands alone;  training, benchmarks and tests come last.
+"""
+
+import ast
+import re
+import shutil
+import subprocess
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "fused_lstm"
+INCLUDE = re.compile(r'^\s*#\s*include\s*[<"]([^>"]+)[>"]', re.MULTILINE)
+TORCH_HEADER = re.compile(r"(^|/)(torch|ATen|c10|caffe2|pybind11)/|^Python\.h$")
+
+# A module may import modules of a lower rank only. reference imports nothing of the package.
+RANKS = {
+    "_extension": 0,
+    "reference": 0,
+    "ops": 1,
+    "function": 2,
+    "dispatch": 3,
+    "functional": 4,
+    "modules": 5,
+    "convert": 6,
+    "info": 7,
+    "__init__": 8,
+    "__main__": 9,
+    "training": 9,
+}
+
+
+def sources(folder: Path) -> list[Path]:
+    found = [p for p in folder.rglob("*") if p.suffix in {".h", ".cpp", ".cu", ".cuh"}]
+    assert found, f"no sources under {folder}"
+    return found
+
+
+def includes(path: Path) -> list[str]:
+    return INCLUDE.findall(path.read_text(encoding="utf-8"))
+
+
+def test_kernels_know_no_torch() -> None:
+    for path in sources(ROOT / "csrc" / "kernels"):
+        for header in includes(path):
+            assert not TORCH_HEADER.search(header), f"{path.relative_to(ROOT)} includes {header}"
+            inside = header.startswith("../") and "binding" in header
+            assert not inside, f"{path.relative_to(ROOT)} includes {header}: an arrow points back"
+
+
+def test_kernels_use_no_instruction_set_of_the_machine() -> None:
+    for path in (ROOT / "setup.py", ROOT / "tests" / "native" / "Makefile"):
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"-m(arch|tune|avx|fma)[=\w]*", text.replace("no -march flag", ""))
+
+
+def test_binding_reaches_torch_by_one_header() -> None:
+    """stable.h alone includes torch, and defines the oldest version before it does."""
+    for path in sources(ROOT / "csrc" / "binding"):
+        torch_headers = [
+            h for h in includes(path) if TORCH_HEADER.search(h) and "pybind11" not in h
+        ]
+        assert not torch_headers or path.name == "stable.h", f"{path.name}: {torch_headers}"
+        assert not any(h.startswith(("ATen/", "c10/", "torch/extension")) for h in torch_headers)
+    text = (ROOT / "csrc" / "binding" / "stable.h").read_text(encoding="utf-8")
+    assert text.index("#define TORCH_TARGET_VERSION") < text.index("#include <torch/")
+
+
+def package_imports(path: Path) -> Iterator[str]:
+    """The modules of this package that one of its files imports, wherever in the file."""
+    inside_training = "training" in path.relative_to(PACKAGE).parts
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+            yield from (n.split(".")[1] for n in names if n.startswith("fused_lstm."))
+            yield from ("__init__" for n in names if n == "fused_lstm")
+        elif isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            if node.level == 0 and module.split(".")[0] != "fused_lstm":
+                continue
+            if node.level == 1 and inside_training:
+                yield "training"
+                continue
+            parts = module.split(".")[1 if node.level == 0 else 0 :]
+            if parts and parts[0]:
+                yield parts[0]
+            else:  # from . import a, b: modules, or names of the package itself
+                yield from (a.name if a.name in RANKS else "__init__" for a in node.names)
+
+
+def test_python_arrows() -> None:
+    for path in sorted(PACKAGE.rglob("*.py")):
+        relative = path.relative_to(PACKAGE)
+        name = relative.parts[0].removesuffix(".py")
+        assert name in RANKS, f"{relative}: give this module its place in RANKS"
+        for imported in package_imports(path):
+            if imported == "_C":
+                assert name == "_extension", f"{relative} imports _C past _extension.py"
+            elif (name, imported) == ("info", "__init__"):
+                continue  # the version, read when asked
+            elif name != imported:
+                lower = RANKS.get(imported, 99) < RANKS[name]
+                assert lower, f"{relative} imports {imported}: an arrow points back"
+        if name == "reference":
+            assert not list(package_imports(path)), "reference.py is plain PyTorch"
+
+
+def test_info_is_used_by_main_only() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        if path.name not in {"__main__.py", "info.py"}:
+            assert "info" not in set(package_imports(path)), path
+
+
+def built_module() -> Path:
+    path = PACKAGE / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
+    if not path.exists():
+        import fused_lstm._C as module
+
+        path = Path(str(module.__file__))
+    return path
+
+
+def test_built_module_uses_the_stable_abi_only() -> None:
+    """No at:: or c10:: symbol is wanted from libtorch: one build serves every torch from 2.11."""
+    nm = shutil.which("nm")
+    if nm is None:
+        pytest.skip("nm (binutils) is not installed")
+    command = [nm, "-D", "-C", "--undefined-only", str(built_module())]
+    symbols = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert "aoti_torch_empty_strided" in symbols, "nm shows nothing of torch's C shim"
+    wrong = [s for s in symbols.splitlines() if re.search(r"\b(at|c10|torch|caffe2)::", s)]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_built_module_links_what_every_torch_has() -> None:
+    readelf = shutil.which("readelf")
+    if readelf is None:
+        pytest.skip("readelf (binutils) is not installed")
+    command = [readelf, "-d", str(built_module())]
+    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    needed = set(re.findall(r"NEEDED.*\[(lib(?:torch|c10|cu)[^\]]*)\]", text))
+    assert needed == {"libtorch_cpu.so"}
