@@ -63,7 +63,11 @@ class Call {
 
   // A new tensor of x's dtype; [T, B, size], or [N, size] when x is packed.
   Tensor new_rows(int64_t size) const {
-    return packed_ ? empty({N_, size}, dtype_) : empty({problem_.T, problem_.B, size}, dtype_);
+    Tensor rows =
+        packed_ ? empty({N_, size}, dtype_) : empty({problem_.T, problem_.B, size}, dtype_);
+    const size_t bytes = static_cast<size_t>(N_ * size) * element_size(problem_.dtype);
+    scratch::prefer_large_pages(write_data(rows), bytes);
+    return rows;
   }
   Tensor new_tensor(Sizes sizes) const { return empty(sizes, dtype_); }
 

@@ -59,7 +59,16 @@ void* map_large(size_t bytes) noexcept {
 
 void unmap_large(void* data, size_t bytes) noexcept { munmap(data, bytes); }
 
+void wish_large_pages(void* data, size_t bytes) noexcept {
+  const uintptr_t begin =
+      round_up(reinterpret_cast<uintptr_t>(data), static_cast<uintptr_t>(kLargePage));
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) / kLargePage * kLargePage;
+  if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+}
+
 #else
+
+void wish_large_pages(void*, size_t) noexcept {}
 
 void* map_large(size_t bytes) noexcept {
   return ::operator new(bytes, std::align_val_t{kLargePage}, std::nothrow);
@@ -126,6 +135,10 @@ Pool& pool() {
 }
 
 }  // namespace
+
+void prefer_large_pages(void* data, size_t bytes) noexcept {
+  if (bytes >= 2 * kLargePage) wish_large_pages(data, bytes);
+}
 
 Block acquire(size_t bytes) {
   const size_t wanted = block_bytes(bytes);

@@ -22,6 +22,10 @@ struct Block {
 Block acquire(size_t bytes);
 void release(Block block) noexcept;
 
+// Asks for large pages inside memory that somebody else owns and nobody has written yet: a page
+// fault for each 4 KB of a large result costs as much as computing it on long sequences.
+void prefer_large_pages(void* data, size_t bytes) noexcept;
+
 size_t empty_cache() noexcept;   // gives all unused memory back; the bytes given back
 size_t cached_bytes() noexcept;  // unused bytes that the pool holds now
 size_t limit() noexcept;

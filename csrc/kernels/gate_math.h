@@ -1,15 +1,12 @@
-// One LSTM cell, forward and backward: the only place where the formula stands. Number is a float, a
-// double or a vector of them; the functions it calls are found beside it.
+// One LSTM cell, forward and backward: the only place where the formula stands. Number is a float,
+// a double or a vector of them; the functions it calls are found beside it.
 //
 //   i = sigmoid(zi)  f = sigmoid(zf)  g = tanh(zg)  o = sigmoid(zo)
 //   c = f * c_prev + i * g
 //   h = o * tanh(c)
 //
-// Divisions are dear, so the fractions are kept apart until they can share one:
-//   sigmoid(x) = 1 / sigmoid_denominator(x)      tanh(x) = u / v with tanh_fraction(x, u, v)
-//
-// Source: Hochreiter & Schmidhuber (1997) with the forget gate of Gers et al. (2000), in the form and
-// gate order of torch.nn.LSTM.
+// Source: Hochreiter & Schmidhuber (1997) with the forget gate of Gers et al. (2000), in the form
+// and gate order of torch.nn.LSTM.
 #pragma once
 
 #if defined(__CUDACC__)
@@ -28,30 +25,12 @@ struct Gates {
 // Pre-activations z and the previous cell state -> c, h, and activated gates in place of z.
 template <class Number>
 FUSED_LSTM_CELL void cell_forward(Gates<Number>& z, const Number& c_prev, Number& c, Number& h) {
-  const Number a = sigmoid_denominator(z.i);
-  Number u, v;
-  tanh_fraction(z.g, u, v);
-  const Number shared = reciprocal(a * v);
-  z.i = v * shared;
-  z.g = u * (a * shared);
-  z.f = reciprocal(sigmoid_denominator(z.f));
+  z.i = sigmoid(z.i);
+  z.f = sigmoid(z.f);
+  z.g = tanh(z.g);
+  z.o = sigmoid(z.o);
   c = fma(z.f, c_prev, z.i * z.g);
-  const Number b = sigmoid_denominator(z.o);
-  tanh_fraction(c, u, v);
-  const Number shared_out = reciprocal(b * v);
-  z.o = v * shared_out;
-  h = u * shared_out;
-}
-
-// The same where nobody will ask for the gates again.
-template <class Number>
-FUSED_LSTM_CELL void cell_infer(const Gates<Number>& z, const Number& c_prev, Number& c, Number& h) {
-  Number u, v;
-  tanh_fraction(z.g, u, v);
-  const Number i_g = u * reciprocal(sigmoid_denominator(z.i) * v);
-  c = fma(reciprocal(sigmoid_denominator(z.f)), c_prev, i_g);
-  tanh_fraction(c, u, v);
-  h = u * reciprocal(sigmoid_denominator(z.o) * v);
+  h = z.o * tanh(c);
 }
 
 // dh: gradient of h. dc: gradient of c from later steps on entry, of c_prev on return.
@@ -59,9 +38,7 @@ FUSED_LSTM_CELL void cell_infer(const Gates<Number>& z, const Number& c_prev, Nu
 template <class Number>
 FUSED_LSTM_CELL Gates<Number> cell_backward(const Gates<Number>& gate, const Number& c_prev,
                                             const Number& c, const Number& dh, Number& dc) {
-  Number u, v;
-  tanh_fraction(c, u, v);
-  const Number tanh_c = u * reciprocal(v);
+  const Number tanh_c = tanh(c);
   const Number dh_o = dh * gate.o;
   const Number dc_all = fma(dh_o, one_minus_square(tanh_c), dc);
   Gates<Number> dz;

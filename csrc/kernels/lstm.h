@@ -92,16 +92,16 @@ struct Parallel {
               void* context) = nullptr;
 };
 
-// Instruction sets the CPU kernels are compiled for. kEmulated512 is the AVX-512 code path run on an
-// emulated 16-wide vector, so that its logic can be tested on any machine.
+// Instruction sets the CPU kernels are compiled for. kEmulated512 is the AVX-512 code path run on
+// an emulated 16-wide vector, so that its logic can be tested on any machine.
 enum class Isa : int32_t { kPortable = 0, kAvx2 = 1, kAvx512 = 2, kEmulated512 = 3 };
 
 namespace cpu {
 
 // The widest Isa this processor runs and this build holds; FUSED_LSTM_ISA (read once) may lower it.
 Isa active_isa();
-// Selects an Isa for the whole process. False, and nothing changes, if it cannot run here. A reserve
-// written under one Isa cannot be read under another: for tests and benchmarks only.
+// Selects an Isa for the whole process. False, and nothing changes, if it cannot run here. A
+// reserve written under one Isa cannot be read under another: for tests and benchmarks only.
 bool set_isa(Isa isa);
 bool isa_runs_here(Isa isa);
 const char* isa_name(Isa isa);

@@ -1,15 +1,15 @@
 // LSTM backward for one layer. Included inside an ISA's namespace.
 //
-// Time runs against the forward pass, a chunk of steps at a time. Within a chunk the recurrence turns
-// dy and the later step's dgates into this step's dgates; then the chunk's dgates, still in cache, give
-// dW and dx by products over all its rows. dgates have a buffer of their own: the reserve is only read,
-// so a second backward sees the same gates.
+// Time runs against the forward pass, a chunk of steps at a time. Within a chunk the recurrence
+// turns dy and the later step's dgates into this step's dgates; then the chunk's dgates, still in
+// cache, give dW and dx by products over all its rows. dgates have a buffer of their own: the
+// reserve is only read, so a second backward sees the same gates.
 
 template <class S, class E>
 class Backward {
  public:
   static constexpr int W = Vec<E>::kWidth;
-  static constexpr int G = 4 * W;           // one row of a gate panel
+  static constexpr int G = 4 * W;              // one row of a gate panel
   static constexpr int kTile = max_rows<4>();  // features of one packed tile of [x, h]
 
   Backward(const Problem& problem, const Gradients& gradients, const Plan& plan, void* workspace)
@@ -157,7 +157,8 @@ class Backward {
     const int64_t inputs = g_.dx ? input_columns_.blocks : 0;
     const int64_t tasks = q_.D * (state_columns_.blocks + inputs);
     run_tasks(parallel, plan_.threads, [&](int64_t i) {
-      for (int64_t j = split(tasks, i, plan_.threads); j < split(tasks, i + 1, plan_.threads); ++j) {
+      for (int64_t j = split(tasks, i, plan_.threads); j < split(tasks, i + 1, plan_.threads);
+           ++j) {
         const int32_t d = static_cast<int32_t>(j % q_.D);
         const int64_t block = j / q_.D;
         if (block < state_columns_.blocks) {
@@ -188,14 +189,11 @@ class Backward {
       constexpr int width = NV * W;
       Tile<E, R, NV> tile;
       E* rows = sums + first * width;
-      if (p0 == 0) {
-        tile.zero();
-      } else {
-        tile.load(rows, width);
-      }
+      tile.zero();
       for (int64_t p = p0; p < p1; ++p) {
         tile.accumulate(a + p * a_panel + first * G, G, 1, w + p * G * width, width, G);
       }
+      if (p0 > 0) tile.add(rows, width);
       tile.store(rows, width);
     }
   };
@@ -203,8 +201,8 @@ class Backward {
   void product_nv(const Dgates& a, int64_t row, int64_t rows, const E* w, E* sums) const {
     const int64_t step = max64(1, plan_.k_block / G);
     for (int64_t p = 0; p < panels_; p += step) {
-      for_tiles<NV>(rows, ProductTile<NV>{a.data + row * G, a.panel, w, p, min64(panels_, p + step),
-                                          sums});
+      for_tiles<NV>(
+          rows, ProductTile<NV>{a.data + row * G, a.panel, w, p, min64(panels_, p + step), sums});
     }
   }
   void product(const Dgates& a, int64_t row, int64_t rows, const E* packed, const Columns& columns,
@@ -255,8 +253,8 @@ class Backward {
                      E* sums) const {
     if (rows <= 0) return;
     if (plan_.dot) {
-      product_natural(a, row, rows, static_cast<const S*>(q_.weights[d].w_hh), state_columns_, block,
-                      sums);
+      product_natural(a, row, rows, static_cast<const S*>(q_.weights[d].w_hh), state_columns_,
+                      block, sums);
     } else {
       product(a, row, rows, sides_[d].w_hh, state_columns_, block, sums);
     }
@@ -268,8 +266,9 @@ class Backward {
     const Side& side = sides_[d];
     const int64_t chunk = chunk_begin(d, first, last);
     for (int64_t s = last - 1; s >= first; --s) {
-      const Dgates later = s + 1 == last ? Dgates{side.dz_later, q_.B * G}
-                                         : Dgates{dz_at(d, chunk, time_of(d, s + 1)), panel_stride_};
+      const Dgates later = s + 1 == last
+                               ? Dgates{side.dz_later, q_.B * G}
+                               : Dgates{dz_at(d, chunk, time_of(d, s + 1)), panel_stride_};
       const int64_t later_rows = rows_of(d, s + 1);
       for (int64_t block = q0; block < q1; ++block) {
         state_product(d, later, b0, min64(b1, later_rows) - b0, block, part.sums);
@@ -292,8 +291,8 @@ class Backward {
     }
   }
 
-  // dgates of processing step s, panel p (units p*W..), rows [b0, b1); sums holds the part of dh that
-  // comes from the later step, row b at sums + (b - b0) * sums_row.
+  // dgates of processing step s, panel p (units p*W..), rows [b0, b1); sums holds the part of dh
+  // that comes from the later step, row b at sums + (b - b0) * sums_row.
   void pointwise(int32_t d, int64_t s, int64_t chunk, int64_t p, int64_t b0, int64_t b1,
                  const E* sums, int64_t sums_row, E* db) const {
     const Side& side = sides_[d];
@@ -355,8 +354,8 @@ class Backward {
     return units == W ? load_as(Tag<E>{}, p) : load_as(Tag<E>{}, p, units);
   }
 
-  // Rows whose first step was the later one (reverse direction of packed input): what reaches beyond
-  // it is the gradient of their initial state.
+  // Rows whose first step was the later one (reverse direction of packed input): what reaches
+  // beyond it is the gradient of their initial state.
   void leave(int32_t d, int64_t s, int64_t block, int64_t b0, int64_t b1, const E* sums) const {
     const int64_t begin = max64(b0, rows_of(d, s)), end = min64(b1, rows_of(d, s + 1));
     if (begin < end) write_initial(d, block, b0, begin, end, sums);
@@ -454,7 +453,7 @@ class Backward {
   }
   void accumulate_panel(int32_t d, int64_t p, int64_t rows, bool fresh) const {
     const Side& side = sides_[d];
-    constexpr int64_t kBlock = 160;
+    constexpr int64_t kBlock = 64;
     const int64_t blocks = max64(1, rows / kBlock);
     for (int64_t k = 0; k < blocks; ++k) {
       const int64_t r0 = split(rows, k, blocks), r1 = split(rows, k + 1, blocks);
@@ -496,8 +495,8 @@ class Backward {
           for (int64_t k = 0; k < n; k += W) {
             const int count = static_cast<int>(min64(W, n - k));
             const Vec<E> value = v ? load_as(Tag<E>{}, v + k, count) : Vec<E>::set1(0);
-            const Vec<E> sum = first ? scale * value
-                                     : fma(scale, value, load_as(Tag<E>{}, row + k, count));
+            const Vec<E> sum =
+                first ? scale * value : fma(scale, value, load_as(Tag<E>{}, row + k, count));
             store_as(sum, row + k, count);
           }
         }
@@ -564,7 +563,8 @@ class Backward {
         for (int64_t p = split(panels_, i, threads); p < split(panels_, i + 1, threads); ++p) {
           const E* panel = side.dw + p * side.features * G;
           if (side.dw_ih) unpack_gate_panel(panel, q_.H, q_.I, p, side.dw_ih);
-          if (side.dw_hh) unpack_gate_panel(panel + (q_.I - side.f0) * G, q_.H, q_.P, p, side.dw_hh);
+          if (side.dw_hh)
+            unpack_gate_panel(panel + (q_.I - side.f0) * G, q_.H, q_.P, p, side.dw_hh);
         }
       });
     }

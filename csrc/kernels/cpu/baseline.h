@@ -1,5 +1,5 @@
-// What every isa_*.cpp includes before it sets its target: whatever is inline in here is shared between
-// files and must be compiled for the baseline.
+// What every isa_*.cpp includes before it sets its target: whatever is inline in here is shared
+// between files and must be compiled for the baseline.
 #pragma once
 
 #include <cstddef>

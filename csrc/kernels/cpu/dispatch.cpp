@@ -193,9 +193,9 @@ void explain(const Problem& problem, bool training, int32_t threads, char* text,
                 plan.dot ? "dot products on the weights as they lie" : "packed gate panels",
                 plan.fused ? "fused into each step" : "projected ahead in chunks", plan.threads,
                 plan.threads == 1 ? "" : "s",
-                plan.threads == 1             ? ""
+                plan.threads == 1            ? ""
                 : plan.split == Split::kRows ? " over rows"
-                                              : " over hidden units");
+                                             : " over hidden units");
 }
 
 }  // namespace cpu

@@ -1,8 +1,8 @@
 // LSTM forward for one layer. Included inside an ISA's namespace.
 //
-// For each step, each tile of rows and each panel of W hidden units, the four gates of those units are
-// accumulated in registers over [x_t, h_{t-1}], activated there, and c and h leave as results: no gate
-// buffer exists in inference. S is the stored type, E the type computed in.
+// For each step, each tile of rows and each panel of W hidden units, the four gates of those units
+// are accumulated in registers over [x_t, h_{t-1}], activated there, and c and h leave as results:
+// no gate buffer exists in inference. S is the stored type, E the type computed in.
 
 template <class S, class E>
 class Forward {
@@ -119,17 +119,17 @@ class Forward {
     const E* x;  // row b at x + b * x_row; null when projected
     int64_t x_row;
     const Segment* segment;
-    const E* weights;      // this panel's rows
-    const E* start;        // row b's starting sums at start + b * start_row (stride 0: the bias)
+    const E* weights;  // this panel's rows
+    const E* start;    // row b's starting sums at start + b * start_row (stride 0: the bias)
     int64_t start_row;
-    E* part;               // sums between k-blocks, row b at part + (b - part_first) * G
+    E* part;  // sums between k-blocks, row b at part + (b - part_first) * G
     int64_t part_first;
     const E* c_in;
     E* c_out;
-    S* gates;              // or null
-    S* y;                  // row b at y + b * y_row
+    S* gates;  // or null
+    S* y;      // row b at y + b * y_row
     int64_t y_row;
-    E* h_copy;             // converted types: h as stored, row b at h_copy + b * P
+    E* h_copy;  // converted types: h as stored, row b at h_copy + b * P
     int64_t P;
     int units;
   };
@@ -162,7 +162,8 @@ class Forward {
     if (plan_.dot && plan_.fused) return;
     const int64_t tasks = q_.D * panels_;
     run_tasks(parallel, plan_.threads, [&](int64_t i) {
-      for (int64_t j = split(tasks, i, plan_.threads); j < split(tasks, i + 1, plan_.threads); ++j) {
+      for (int64_t j = split(tasks, i, plan_.threads); j < split(tasks, i + 1, plan_.threads);
+           ++j) {
         const int32_t d = static_cast<int32_t>(j / panels_);
         const int64_t p = j % panels_;
         const S* w_ih = static_cast<const S*>(q_.weights[d].w_ih);
@@ -194,7 +195,8 @@ class Forward {
   static void convert_row(const S* src, int64_t n, E* dst) {
     int64_t k = 0;
     for (; k + W <= n; k += W) load_as(Tag<E>{}, src + k).store(dst + k);
-    if (k < n) load_as(Tag<E>{}, src + k, static_cast<int>(n - k)).store(dst + k, static_cast<int>(n - k));
+    if (k < n)
+      load_as(Tag<E>{}, src + k, static_cast<int>(n - k)).store(dst + k, static_cast<int>(n - k));
   }
 
   // Rows of x of step t as computed in, and their stride.
@@ -218,12 +220,9 @@ class Forward {
     FL_INLINE void run(int64_t first) const {
       Tile<E, R, 4> tile;
       E* rows = out + first * G;
-      if (bias) {
-        tile.load(bias, 0);
-      } else {
-        tile.load(rows, G);
-      }
+      tile.zero();
       tile.accumulate(x + first * x_row, x_row, 1, w, G, n);
+      tile.add(bias ? bias : rows, bias ? 0 : G);
       tile.store(rows, G);
     }
   };
@@ -231,7 +230,8 @@ class Forward {
   void project_x(const Parallel& parallel, int64_t first, int64_t last) {
     const int64_t tasks = q_.D * panels_;
     run_tasks(parallel, plan_.threads, [&](int64_t i) {
-      for (int64_t j = split(tasks, i, plan_.threads); j < split(tasks, i + 1, plan_.threads); ++j) {
+      for (int64_t j = split(tasks, i, plan_.threads); j < split(tasks, i + 1, plan_.threads);
+           ++j) {
         project_panel(static_cast<int32_t>(j / panels_), j % panels_, first, last);
       }
     });
@@ -256,9 +256,10 @@ class Forward {
       for (int64_t r = 0; r < rows; r += row_block) {
         for (int64_t k = 0; k < blocks; ++k) {
           const int64_t k0 = split(q_.I, k, blocks), k1 = split(q_.I, k + 1, blocks);
-          for_tiles<4>(min64(row_block, rows - r),
-                       ProjectTile{x + r * row + k0, side.w_x + (p * q_.I + k0) * G,
-                                   k == 0 ? side.bias + p * G : nullptr, out + r * G, row, k1 - k0});
+          for_tiles<4>(
+              min64(row_block, rows - r),
+              ProjectTile{x + r * row + k0, side.w_x + (p * q_.I + k0) * G,
+                          k == 0 ? side.bias + p * G : nullptr, out + r * G, row, k1 - k0});
         }
       }
     }
@@ -282,12 +283,9 @@ class Forward {
   static FL_INLINE void finish_row(const Context& at, Gates<Vec<E>> gate, int64_t b) {
     const Vec<E> c_prev = Vec<E>::load(at.c_in + b * W);
     Vec<E> c, h;
-    if (at.gates == nullptr) {
-      cell_infer(gate, c_prev, c, h);
-      c.store(at.c_out + b * W);
-    } else {
-      cell_forward(gate, c_prev, c, h);
-      c.store(at.c_out + b * W);
+    cell_forward(gate, c_prev, c, h);
+    c.store(at.c_out + b * W);
+    if (at.gates) {
       S* saved = at.gates + b * G;
       store_as(gate.i, saved);
       store_as(gate.f, saved + W);
@@ -306,8 +304,8 @@ class Forward {
 
   struct GateTile {
     const Context& at;
-    int64_t row0;              // first row of the segment
-    int64_t k0, k1, x_rows;    // k-block [k0, k1) of [x rows, h rows)
+    int64_t row0;            // first row of the segment
+    int64_t k0, k1, x_rows;  // k-block [k0, k1) of [x rows, h rows)
     bool first, last;
     Prefetch prefetch;
     template <int R>
@@ -315,24 +313,22 @@ class Forward {
       const int64_t row = row0 + offset;
       prefetch.run<R>(offset);
       Tile<E, R, 4> tile;
-      if (first) {
-        tile.load(at.start + row * at.start_row, at.start_row);
-      } else {
-        tile.load(at.part + (row - at.part_first) * G, G);
-      }
+      tile.zero();
       if (k0 < x_rows) {
         tile.accumulate(at.x + row * at.x_row + k0, at.x_row, 1, at.weights + k0 * G, G,
                         min64(k1, x_rows) - k0);
       }
       if (k1 > x_rows) {
         const int64_t k = max64(k0, x_rows);
-        tile.accumulate(at.segment->h + row * at.segment->h_row + (k - x_rows), at.segment->h_row, 1,
-                        at.weights + k * G, G, k1 - k);
+        tile.accumulate(at.segment->h + row * at.segment->h_row + (k - x_rows), at.segment->h_row,
+                        1, at.weights + k * G, G, k1 - k);
       }
+      E* part = at.part + (row - at.part_first) * G;
+      tile.add(first ? at.start + row * at.start_row : part, first ? at.start_row : G);
       if (last) {
         finish_tile<R>(at, tile, row);
       } else {
-        tile.store(at.part + (row - at.part_first) * G, G);
+        tile.store(part, G);
       }
     }
   };
@@ -380,7 +376,8 @@ class Forward {
         z[gate] = Vec<E>::load(at.start + b * at.start_row + gate * W) +
                   dot_rows(w_hh + unit * q_.P, q_.P, at.units, segment.h + b * segment.h_row, q_.P);
         if (plan_.fused) {
-          z[gate] = z[gate] + dot_rows(w_ih + unit * q_.I, q_.I, at.units, at.x + b * at.x_row, q_.I);
+          z[gate] =
+              z[gate] + dot_rows(w_ih + unit * q_.I, q_.I, at.units, at.x + b * at.x_row, q_.I);
         }
       }
       finish_row(at, Gates<Vec<E>>{z[0], z[1], z[2], z[3]}, b);
@@ -393,7 +390,7 @@ class Forward {
     Side& side = sides_[d];
     const int64_t chunk = chunk_begin(d, first, last);
     const Sequence<S> y = y_sequence(d);
-    const int64_t blocks = K_ <= plan_.k_block * 3 / 2 ? 1 : ceil_div(K_, plan_.k_block);
+    const int64_t blocks = ceil_div(K_, plan_.k_block);
     const bool training = out_.reserve != nullptr;
     const bool prefetch = (p1 - p0) * K_ * G * static_cast<int64_t>(sizeof(E)) > plan_.near_bytes;
     for (int64_t s = first; s < last; ++s) {
@@ -418,7 +415,8 @@ class Forward {
           at.start = side.bias + p * G;
           at.start_row = 0;
         } else {
-          at.start = side.projected + (p * chunk_rows_ + steps_.offset(t) - steps_.offset(chunk)) * G;
+          at.start =
+              side.projected + (p * chunk_rows_ + steps_.offset(t) - steps_.offset(chunk)) * G;
           at.start_row = G;
         }
         at.gates = training ? side.reserve.gates_at(steps_, t, p) : nullptr;

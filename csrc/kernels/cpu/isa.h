@@ -1,7 +1,7 @@
-// Everything an instruction set's file compiles, in an order and a namespace of its own. The including
-// isa_*.cpp has already included the baseline headers, defined FUSED_LSTM_ISA_NAMESPACE and
-// FUSED_LSTM_SIMD, and set the target; nothing here may define a function that other files share,
-// or the linker could pick a copy that this processor cannot run.
+// Everything an instruction set's file compiles, in an order and a namespace of its own. The
+// including isa_*.cpp has already included the baseline headers, defined FUSED_LSTM_ISA_NAMESPACE
+// and FUSED_LSTM_SIMD, and set the target; nothing here may define a function that other files
+// share, or the linker could pick a copy that this processor cannot run.
 
 #include "../gate_math.h"
 
@@ -12,21 +12,17 @@ namespace FUSED_LSTM_ISA_NAMESPACE {
 template <class E>
 struct Tag {};
 
+// Each builds on those before it.
+// clang-format off
 #include "simd.h"
-
 #include "activation.h"
-
 #include "transpose.h"
-
 #include "tile.h"
-
 #include "pack.h"
-
 #include "sequence.h"
-
 #include "forward.h"
-
 #include "backward.h"
+// clang-format on
 
 // Calls f.template operator()<S, E>() for the stored and the computed type of dtype.
 template <class F>

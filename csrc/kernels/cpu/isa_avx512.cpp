@@ -1,9 +1,12 @@
-// Kernels for x86-64 with AVX-512 F, VL, BW and DQ (Skylake-X, Ice Lake, Zen 4 and newer): 64-byte vectors.
+// Kernels for x86-64 with AVX-512 F, VL, BW and DQ (Skylake-X, Ice Lake, Zen 4 and newer): 64-byte
+// vectors.
 #include "baseline.h"
 
 #if defined(__x86_64__)
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,avx2,fma,f16c"))), apply_to = function)
+#pragma clang attribute push(                                                    \
+    __attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,avx2,fma,f16c"))), \
+    apply_to = function)
 #else
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512vl,avx512bw,avx512dq,avx2,fma,f16c")

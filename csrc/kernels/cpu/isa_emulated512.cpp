@@ -1,7 +1,8 @@
-// The 64-byte code path on vectors that the compiler splits for the baseline: slow, and the same logic
-// as AVX-512 on any machine. For tests.
+// The 64-byte code path on vectors that the compiler splits for the baseline: slow, and the same
+// logic as AVX-512 on any machine. For tests.
 //
-// Slow to compile, too, and so only in builds that ask for it (-DFUSED_LSTM_EMULATED: tests/native).
+// Slow to compile, too, and so only in builds that ask for it (-DFUSED_LSTM_EMULATED:
+// tests/native).
 #include "baseline.h"
 
 #if defined(FUSED_LSTM_EMULATED)

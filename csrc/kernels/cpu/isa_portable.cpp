@@ -1,4 +1,5 @@
-// Kernels on 16-byte vectors of the compiler: SSE2 on x86-64, NEON on aarch64, plain code elsewhere.
+// Kernels on 16-byte vectors of the compiler: SSE2 on x86-64, NEON on aarch64, plain code
+// elsewhere.
 #include "baseline.h"
 
 #define FUSED_LSTM_ISA_NAMESPACE portable

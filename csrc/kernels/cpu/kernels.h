@@ -1,4 +1,5 @@
-// The table of entry points that one instruction set provides (isa_*.cpp fill it, dispatch.cpp chooses).
+// The table of entry points that one instruction set provides (isa_*.cpp fill it, dispatch.cpp
+// chooses).
 #pragma once
 
 #include "../lstm.h"

@@ -32,7 +32,8 @@ FL_INLINE void pack_transposed(const S* src, int64_t src_row, int units, int64_t
 
 // w [4H, n] -> rows k0 .. k0+n of gate panel p, which holds K rows.
 template <class S, class E>
-void pack_gate_panel(const S* w, int64_t H, int64_t n, int64_t p, int64_t K, int64_t k0, E* panels) {
+void pack_gate_panel(const S* w, int64_t H, int64_t n, int64_t p, int64_t K, int64_t k0,
+                     E* panels) {
   constexpr int W = Vec<E>::kWidth;
   const int units = static_cast<int>(min64(W, H - p * W));
   for (int gate = 0; gate < 4; ++gate) {
@@ -58,8 +59,8 @@ void pack_bias(const S* b_ih, const S* b_hh, int64_t H, E* bias) {
   }
 }
 
-// Columns n0 .. n0+width of w [4H, n], rows in (panel, gate, unit) order -> dst [panels*4*W][width].
-// width is a multiple of W; columns beyond n and units beyond H are zero.
+// Columns n0 .. n0+width of w [4H, n], rows in (panel, gate, unit) order -> dst
+// [panels*4*W][width]. width is a multiple of W; columns beyond n and units beyond H are zero.
 template <class S, class E>
 void pack_columns(const S* w, int64_t H, int64_t n, int64_t n0, int64_t width, E* dst) {
   constexpr int W = Vec<E>::kWidth;

@@ -12,6 +12,7 @@ constexpr int64_t kBarrierWork = 50'000;
 constexpr int64_t kCallWork = 1'000'000;
 // Rows of x, of projected gates or of dgates kept between phases.
 constexpr int64_t kForwardChunkRows = 1024;
+constexpr int64_t kForwardNearRows = 384;  // where W_ih stays in L2, and projected gates should too
 constexpr int64_t kBackwardChunkRows = 512;
 
 void plan_threads(const Problem& problem, int64_t step_work, int64_t weight_bytes, int32_t threads,
@@ -26,8 +27,10 @@ void plan_threads(const Problem& problem, int64_t step_work, int64_t weight_byte
   plan.split = rows_enough && (weights_fit || problem.B >= 64 * tasks_per_direction)
                    ? Split::kRows
                    : Split::kUnits;
-  if (tasks_per_direction > 1 && plan.split == Split::kUnits && step_work < kBarrierWork) {
-    threads = problem.D;
+  if (plan.split == Split::kUnits) {
+    const int64_t panels = (problem.H + facts.width - 1) / facts.width;
+    const int64_t most = step_work < kBarrierWork ? 1 : panels;  // parties a direction can feed
+    threads = static_cast<int32_t>(min_of(threads, most * problem.D));
   }
   plan.threads = threads;
 }
@@ -44,27 +47,32 @@ int64_t total_rows(const Problem& problem) {
 Plan plan_forward(const Problem& problem, bool training, int32_t threads, const Facts& facts) {
   (void)training;
   Plan plan;
-  plan.near_bytes = facts.l2_bytes / 2;
+  plan.near_bytes = facts.l2_bytes;
   const int64_t rows = total_rows(problem);
   const int64_t input_bytes = 4 * problem.H * problem.I * facts.compute_bytes;
   const int64_t state_bytes = 4 * problem.H * problem.P * facts.compute_bytes;
-  plan.dot = rows <= 4 || problem.B == 1;
+  // Packing costs about as much as three steps of a single row. Stored halves are worth reading as
+  // they lie even then: a packed panel is of computed elements, twice the bytes.
+  const bool converts = facts.storage_bytes < facts.compute_bytes;
+  plan.dot = rows <= 4 || (problem.B == 1 && (problem.T < 12 || converts));
   if (rows <= 4) {
     plan.fused = true;
   } else if (problem.B < 6) {
     plan.fused = problem.I <= 8;
   } else {
-    // One product over all steps reuses W_ih; worth a pass through memory once W_ih and W_hh
-    // together no longer stay in L2 between steps.
-    plan.fused = problem.I <= 64 || input_bytes + state_bytes <= facts.l2_bytes;
+    // One product over a chunk of steps reuses W_ih; worth a pass through memory once W_ih and W_hh
+    // together no longer stay in L2 between steps and a step has too few rows to hide their
+    // reading.
+    plan.fused =
+        problem.I <= 64 || problem.B >= 48 || input_bytes + state_bytes <= facts.l2_bytes * 3 / 4;
   }
-  const bool converts = facts.storage_bytes < facts.compute_bytes;
   plan.chunk_steps = problem.T;
   if (!plan.fused || converts) {
-    plan.chunk_steps = min_of(problem.T, max_of(1, kForwardChunkRows / problem.B));
+    const bool near = !plan.fused && input_bytes <= facts.l2_bytes;
+    plan.chunk_steps =
+        min_of(problem.T, max_of(1, (near ? kForwardNearRows : kForwardChunkRows) / problem.B));
   }
   const int64_t step_work = problem.B * 4 * problem.H * (problem.P + (plan.fused ? problem.I : 0));
-  if (state_bytes + (plan.fused ? input_bytes : 0) > plan.near_bytes) plan.k_block = 64;
   plan_threads(problem, step_work, state_bytes + (plan.fused ? input_bytes : 0), threads, facts,
                plan);
   return plan;
@@ -77,7 +85,6 @@ Plan plan_backward(const Problem& problem, int32_t threads, const Facts& facts) 
   plan.dot = rows <= (facts.storage_bytes < facts.compute_bytes ? 1 : 4);
   plan.chunk_steps = min_of(problem.T, max_of(1, kBackwardChunkRows / problem.B));
   if (plan.dot) plan.chunk_steps = problem.T;
-  plan.k_block = 128;
   const int64_t state_bytes = 4 * problem.H * problem.P * facts.compute_bytes;
   plan_threads(problem, problem.B * 4 * problem.H * problem.P, state_bytes, threads, facts, plan);
   return plan;

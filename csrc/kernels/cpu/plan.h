@@ -25,14 +25,15 @@ enum class Split : int32_t {
 struct Plan {
   // Gates as dot products over the weights as they lie, nothing packed: short and small problems.
   bool dot = false;
-  // x_t and h_{t-1} are two operands of the same accumulators; otherwise the input is projected for a
-  // chunk of steps first, by one product that reuses W_ih.
+  // x_t and h_{t-1} are two operands of the same accumulators; otherwise the input is projected for
+  // a chunk of steps first, by one product that reuses W_ih.
   bool fused = true;
   Split split = Split::kRows;
-  int32_t threads = 1;      // tasks of the recurrence
-  int64_t chunk_steps = 0;  // steps between which x is projected or converted; backward: dgates kept
-  int64_t k_block = 128;    // rows of a weight panel multiplied while they stay in L1
-  int64_t near_bytes = 0;   // weights larger than this come from beyond L2: prefetch them
+  int32_t threads = 1;  // tasks of the recurrence
+  int64_t chunk_steps =
+      0;                   // steps between which x is projected or converted; backward: dgates kept
+  int64_t k_block = 48;    // products summed before they join the other blocks' sum
+  int64_t near_bytes = 0;  // weights larger than this come from beyond L2: prefetch them
 };
 
 Plan plan_forward(const Problem& problem, bool training, int32_t threads, const Facts& facts);

@@ -1,5 +1,5 @@
-// What forward and backward share: where the rows of a step lie, how memory is carved, how the reserve
-// is laid out. Included inside an ISA's namespace.
+// What forward and backward share: where the rows of a step lie, how memory is carved, how the
+// reserve is laid out. Included inside an ISA's namespace.
 
 // Rows of each step, padded or packed.
 struct Steps {

@@ -1,6 +1,6 @@
-// Vectors for one instruction set. Included once by each isa_*.cpp, inside that file's own namespace,
-// after its target pragma: Vec<float> and Vec<double> with the same operations everywhere, so that
-// everything above this file is written once.
+// Vectors for one instruction set. Included once by each isa_*.cpp, inside that file's own
+// namespace, after its target pragma: Vec<float> and Vec<double> with the same operations
+// everywhere, so that everything above this file is written once.
 //
 // FUSED_LSTM_SIMD selects the backing: 2 = AVX2 + FMA + F16C, 3 = AVX-512 F/VL/BW/DQ,
 // otherwise GCC/clang vector extensions of FUSED_LSTM_VECTOR_BYTES bytes.
@@ -45,14 +45,28 @@ FL_INLINE Vec<float> vmax(Vec<float> a, Vec<float> b) { return {_mm512_max_ps(a.
 FL_INLINE Vec<float> fms(Vec<float> a, Vec<float> b, Vec<float> c) {
   return {_mm512_fmsub_ps(a.v, b.v, c.v)};
 }
+FL_INLINE Vec<float> absolute(Vec<float> x) { return {_mm512_abs_ps(x.v)}; }
+// magnitude with the sign bit of x; magnitude >= 0 or NaN.
+FL_INLINE Vec<float> with_sign_of(Vec<float> x, Vec<float> magnitude) {
+  return {_mm512_or_ps(magnitude.v, _mm512_and_ps(x.v, _mm512_set1_ps(-0.0)))};
+}
+// a > b ? yes : no
+FL_INLINE Vec<float> select_greater(Vec<float> a, Vec<float> b, Vec<float> yes, Vec<float> no) {
+  return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ), no.v, yes.v)};
+}
 // x * 2^n for an integral n.
 FL_INLINE Vec<float> scale2(Vec<float> x, Vec<float> n) { return {_mm512_scalef_ps(x.v, n.v)}; }
-// 1 / x within 1 ulp for normal results: the divider is slow at 512 bits, so a Newton step on an
-// estimate of 14 bits.
+// 1 / x, and 1 / (x + low) with |low| below an ulp of x, within 1 ulp: the divider is slow at 512
+// bits, so a Newton step on an estimate of 14 bits.
 FL_INLINE Vec<float> reciprocal(Vec<float> x) {
   const __m512 estimate = _mm512_rcp14_ps(x.v);
   const __m512 error = _mm512_fnmadd_ps(x.v, estimate, _mm512_set1_ps(1.0f));
   return {_mm512_fmadd_ps(estimate, error, estimate)};
+}
+FL_INLINE Vec<float> reciprocal(Vec<float> x, Vec<float> low) {
+  const __m512 estimate = _mm512_rcp14_ps(x.v);
+  const __m512 error = _mm512_fnmadd_ps(x.v, estimate, _mm512_set1_ps(1.0f));
+  return {_mm512_fmadd_ps(estimate, _mm512_fnmadd_ps(low.v, estimate, error), estimate)};
 }
 FL_INLINE float sum(Vec<float> x) { return _mm512_reduce_add_ps(x.v); }
 
@@ -81,9 +95,21 @@ FL_INLINE Vec<double> vmax(Vec<double> a, Vec<double> b) { return {_mm512_max_pd
 FL_INLINE Vec<double> fms(Vec<double> a, Vec<double> b, Vec<double> c) {
   return {_mm512_fmsub_pd(a.v, b.v, c.v)};
 }
+FL_INLINE Vec<double> absolute(Vec<double> x) { return {_mm512_abs_pd(x.v)}; }
+// magnitude with the sign bit of x; magnitude >= 0 or NaN.
+FL_INLINE Vec<double> with_sign_of(Vec<double> x, Vec<double> magnitude) {
+  return {_mm512_or_pd(magnitude.v, _mm512_and_pd(x.v, _mm512_set1_pd(-0.0)))};
+}
+// a > b ? yes : no
+FL_INLINE Vec<double> select_greater(Vec<double> a, Vec<double> b, Vec<double> yes,
+                                     Vec<double> no) {
+  return {_mm512_mask_blend_pd(_mm512_cmp_pd_mask(a.v, b.v, _CMP_GT_OQ), no.v, yes.v)};
+}
 FL_INLINE Vec<double> scale2(Vec<double> x, Vec<double> n) { return {_mm512_scalef_pd(x.v, n.v)}; }
-FL_INLINE Vec<double> reciprocal(Vec<double> x) {
-  return {_mm512_div_pd(_mm512_set1_pd(1), x.v)};
+FL_INLINE Vec<double> reciprocal(Vec<double> x) { return {_mm512_div_pd(_mm512_set1_pd(1), x.v)}; }
+FL_INLINE Vec<double> reciprocal(Vec<double> x, Vec<double> low) {
+  const Vec<double> inverse = reciprocal(x);
+  return fnma(low * inverse, inverse, inverse);
 }
 FL_INLINE double sum(Vec<double> x) { return _mm512_reduce_add_pd(x.v); }
 
@@ -97,10 +123,11 @@ FL_INLINE Vec<float> load_as(Tag<float>, const Float16* p) {
 FL_INLINE void store_as(Vec<float> x, BFloat16* p) {
   const __m512i bits = _mm512_castps_si512(x.v);
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-  __m512i rounded =
-      _mm512_srli_epi32(_mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
+  __m512i rounded = _mm512_srli_epi32(
+      _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
   const __mmask16 nan = _mm512_cmp_ps_mask(x.v, x.v, _CMP_UNORD_Q);
-  rounded = _mm512_mask_or_epi32(rounded, nan, _mm512_srli_epi32(bits, 16), _mm512_set1_epi32(0x40));
+  rounded =
+      _mm512_mask_or_epi32(rounded, nan, _mm512_srli_epi32(bits, 16), _mm512_set1_epi32(0x40));
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(rounded));
 }
 FL_INLINE void store_as(Vec<float> x, Float16* p) {
@@ -137,13 +164,24 @@ FL_INLINE Vec<float> vmax(Vec<float> a, Vec<float> b) { return {_mm256_max_ps(a.
 FL_INLINE Vec<float> fms(Vec<float> a, Vec<float> b, Vec<float> c) {
   return {_mm256_fmsub_ps(a.v, b.v, c.v)};
 }
+FL_INLINE Vec<float> absolute(Vec<float> x) {
+  return {_mm256_andnot_ps(_mm256_set1_ps(-0.0), x.v)};
+}
+FL_INLINE Vec<float> with_sign_of(Vec<float> x, Vec<float> magnitude) {
+  return {_mm256_or_ps(magnitude.v, _mm256_and_ps(x.v, _mm256_set1_ps(-0.0)))};
+}
+FL_INLINE Vec<float> select_greater(Vec<float> a, Vec<float> b, Vec<float> yes, Vec<float> no) {
+  return {_mm256_blendv_ps(no.v, yes.v, _mm256_cmp_ps(a.v, b.v, _CMP_GT_OQ))};
+}
 // x * 2^n for an integral n in [-126, 127].
 FL_INLINE Vec<float> scale2(Vec<float> x, Vec<float> n) {
   const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n.v), _mm256_set1_epi32(127));
   return {_mm256_mul_ps(x.v, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)))};
 }
-FL_INLINE Vec<float> reciprocal(Vec<float> x) {
-  return {_mm256_div_ps(_mm256_set1_ps(1), x.v)};
+FL_INLINE Vec<float> reciprocal(Vec<float> x) { return {_mm256_div_ps(_mm256_set1_ps(1), x.v)}; }
+FL_INLINE Vec<float> reciprocal(Vec<float> x, Vec<float> low) {
+  const Vec<float> inverse = reciprocal(x);
+  return fnma(low * inverse, inverse, inverse);
 }
 FL_INLINE float sum(Vec<float> x) {
   __m128 s = _mm_add_ps(_mm256_castps256_ps128(x.v), _mm256_extractf128_ps(x.v, 1));
@@ -178,13 +216,25 @@ FL_INLINE Vec<double> vmax(Vec<double> a, Vec<double> b) { return {_mm256_max_pd
 FL_INLINE Vec<double> fms(Vec<double> a, Vec<double> b, Vec<double> c) {
   return {_mm256_fmsub_pd(a.v, b.v, c.v)};
 }
+FL_INLINE Vec<double> absolute(Vec<double> x) {
+  return {_mm256_andnot_pd(_mm256_set1_pd(-0.0), x.v)};
+}
+FL_INLINE Vec<double> with_sign_of(Vec<double> x, Vec<double> magnitude) {
+  return {_mm256_or_pd(magnitude.v, _mm256_and_pd(x.v, _mm256_set1_pd(-0.0)))};
+}
+FL_INLINE Vec<double> select_greater(Vec<double> a, Vec<double> b, Vec<double> yes,
+                                     Vec<double> no) {
+  return {_mm256_blendv_pd(no.v, yes.v, _mm256_cmp_pd(a.v, b.v, _CMP_GT_OQ))};
+}
 FL_INLINE Vec<double> scale2(Vec<double> x, Vec<double> n) {  // n in [-1022, 1023]
   const __m256i exponent =
       _mm256_add_epi64(_mm256_cvtepi32_epi64(_mm256_cvtpd_epi32(n.v)), _mm256_set1_epi64x(1023));
   return {_mm256_mul_pd(x.v, _mm256_castsi256_pd(_mm256_slli_epi64(exponent, 52)))};
 }
-FL_INLINE Vec<double> reciprocal(Vec<double> x) {
-  return {_mm256_div_pd(_mm256_set1_pd(1), x.v)};
+FL_INLINE Vec<double> reciprocal(Vec<double> x) { return {_mm256_div_pd(_mm256_set1_pd(1), x.v)}; }
+FL_INLINE Vec<double> reciprocal(Vec<double> x, Vec<double> low) {
+  const Vec<double> inverse = reciprocal(x);
+  return fnma(low * inverse, inverse, inverse);
 }
 FL_INLINE double sum(Vec<double> x) {
   const __m128d s = _mm_add_pd(_mm256_castpd256_pd128(x.v), _mm256_extractf128_pd(x.v, 1));
@@ -270,6 +320,18 @@ template <class E>
 FL_INLINE Vec<E> fms(Vec<E> a, Vec<E> b, Vec<E> c) {
   return {a.v * b.v - c.v};
 }
+template <class E>
+FL_INLINE Vec<E> absolute(Vec<E> x) {
+  return {x.v < E(0) ? -x.v : x.v};
+}
+template <class E>
+FL_INLINE Vec<E> with_sign_of(Vec<E> x, Vec<E> magnitude) {
+  return {x.v < E(0) ? -magnitude.v : magnitude.v};
+}
+template <class E>
+FL_INLINE Vec<E> select_greater(Vec<E> a, Vec<E> b, Vec<E> yes, Vec<E> no) {
+  return {a.v > b.v ? yes.v : no.v};
+}
 FL_INLINE Vec<float> scale2(Vec<float> x, Vec<float> n) {
   typedef int32_t Bits __attribute__((vector_size(FUSED_LSTM_VECTOR_BYTES)));
   const Bits exponent = (__builtin_convertvector(n.v, Bits) + 127) << 23;
@@ -283,6 +345,11 @@ FL_INLINE Vec<double> scale2(Vec<double> x, Vec<double> n) {
 template <class E>
 FL_INLINE Vec<E> reciprocal(Vec<E> x) {
   return {Vec<E>::set1(1).v / x.v};
+}
+template <class E>
+FL_INLINE Vec<E> reciprocal(Vec<E> x, Vec<E> low) {
+  const Vec<E> inverse = reciprocal(x);
+  return fnma(low * inverse, inverse, inverse);
 }
 template <class E>
 FL_INLINE E sum(Vec<E> x) {
@@ -303,8 +370,8 @@ FL_INLINE void store_as(Vec<float> x, Half* p) {
 
 #endif
 
-// a * b rounded to an integer, |a * b| far below 2^22 (2^51): the sum with 1.5 * 2^23 (1.5 * 2^52) has no
-// bits left for a fraction.
+// a * b rounded to an integer, |a * b| far below 2^22 (2^51): the sum with 1.5 * 2^23 (1.5 * 2^52)
+// has no bits left for a fraction.
 template <class E>
 FL_INLINE Vec<E> round_product(Vec<E> a, Vec<E> b) {
   const Vec<E> magic = Vec<E>::set1(sizeof(E) == 4 ? E(12582912.0) : E(6755399441055744.0));

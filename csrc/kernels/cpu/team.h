@@ -102,7 +102,8 @@ void run_team(const Parallel& parallel, int64_t n, const F& f) {
       &context);
 }
 
-// Part i of n of the range [0, size): begin of part i is split(size, i, n), its end the begin of i+1.
+// Part i of n of the range [0, size): begin of part i is split(size, i, n), its end the begin of
+// i+1.
 inline int64_t split(int64_t size, int64_t i, int64_t n) { return size * i / n; }
 
 }  // namespace cpu

@@ -1,19 +1,28 @@
 // The one multiply-accumulate loop of the CPU kernels: a tile of R rows by NV vectors kept in
-// registers, C[R][NV] += A[R][n] * W[n][NV]. Forward gates, projections and all backward products use
-// it; they differ only in where A comes from. Included inside an ISA's namespace.
+// registers, C[R][NV] += A[R][n] * W[n][NV]. Forward gates, projections and all backward products
+// use it; they differ only in where A comes from. Included inside an ISA's namespace.
+//
+// Sums are kept short: a tile starts from zero for each block of k, and blocks are added up in
+// memory. One chain over a long k would lose two to four times the accuracy.
 //
 //   A: element (row r, step k) at a[r * a_row + k * a_k]; broadcast to all lanes.
 //   W: a packed panel, NV vectors per k, contiguous: w[k * w_k + j * kWidth].
 
 constexpr int kRegisters = FUSED_LSTM_REGISTERS;
 
-// Rows of a full tile when NV vectors are accumulated side by side: accumulators, NV or 1 vectors of W
-// and one broadcast must fit the register file. 6x4, 8x3, 12x2, 16x1 with 32 registers, 3x4, 4x3, 6x2,
-// 12x1 with 16.
+// Rows of a full tile when NV vectors are accumulated side by side: accumulators, NV or 1 vectors
+// of W and one broadcast must fit the register file. 6x4, 8x3, 12x2, 16x1 with 32 registers, 3x4,
+// 4x3, 6x2, 12x1 with 16.
 template <int NV>
 constexpr int max_rows() {
-  return kRegisters == 32 ? (NV == 4 ? 6 : NV == 3 ? 8 : NV == 2 ? 12 : 16)
-                          : (NV == 4 ? 3 : NV == 3 ? 4 : NV == 2 ? 6 : 12);
+  return kRegisters == 32 ? (NV == 4   ? 6
+                             : NV == 3 ? 8
+                             : NV == 2 ? 12
+                                       : 16)
+                          : (NV == 4   ? 3
+                             : NV == 3 ? 4
+                             : NV == 2 ? 6
+                                       : 12);
 }
 
 template <class E, int R, int NV>
@@ -27,11 +36,13 @@ struct Tile {
       for (int j = 0; j < NV; ++j) acc[r][j] = Vec<E>::set1(0);
   }
   // Rows r at p + r * row, vectors side by side.
-  FL_INLINE void load(const E* p, int64_t row) {
+  FL_INLINE void add(const E* p, int64_t row) {
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-      for (int j = 0; j < NV; ++j) acc[r][j] = Vec<E>::load(p + r * row + j * Vec<E>::kWidth);
+      for (int j = 0; j < NV; ++j) {
+        acc[r][j] = acc[r][j] + Vec<E>::load(p + r * row + j * Vec<E>::kWidth);
+      }
   }
   FL_INLINE void store(E* p, int64_t row) const {
 #pragma GCC unroll 16
