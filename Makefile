@@ -13,6 +13,7 @@ TORCH ?= 2.13.0
 TORCH_INDEX ?=
 DATA_ROOT ?= $(if $(wildcard ../shared/data/MNIST),../shared/data,data)
 ARGS ?=
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 
 BIN := $(VENV)/bin
 PY := $(BIN)/python
@@ -39,6 +40,7 @@ test: test-native test-python
 test-python: $(DEV_STAMP)
 	DATA_ROOT="$(abspath $(DATA_ROOT))" $(PY) -m pytest $(ARGS)
 test-native:
+	+$(MAKE) --no-print-directory -C tests/native -j $(JOBS) all
 	+$(MAKE) --no-print-directory -C tests/native run
 
 bench: $(BENCH_STAMP)

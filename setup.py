@@ -45,7 +45,6 @@ if cuda == "1":
         "FUSED_LSTM_CUDA=1 cannot be met: this version has no CUDA sources. "
         "Set FUSED_LSTM_CUDA=0 or unset it; on CUDA tensors torch's own LSTM then computes"
     )
-print(f"fused_lstm: FUSED_LSTM_CUDA={cuda}: building for the CPU only, there are no CUDA sources")
 
 
 class Build(BuildExtension):
@@ -54,6 +53,10 @@ class Build(BuildExtension):
     def finalize_options(self) -> None:
         super().finalize_options()
         self.build_temp = f"build/{sys.implementation.cache_tag}-torch{torch.__version__}"
+
+    def build_extensions(self) -> None:
+        print(f"fused_lstm: FUSED_LSTM_CUDA={cuda}: for the CPU only, there are no CUDA sources")
+        super().build_extensions()
 
 
 def files(*patterns: str) -> list[str]:

@@ -126,7 +126,7 @@ def modules(
 
 
 def arguments(case: Case, dtype: torch.dtype) -> list[Tensor]:
-    """Random leaf tensors: x (or one tensor per packed sequence), then h0 and c0 if the case has hx."""
+    """Random leaf tensors: x (one per sequence when packed), then h0 and c0 if the case has hx."""
     rows = case.num_layers * (2 if case.bidirectional else 1)
     if case.lengths:
         leaves = [torch.randn(n, case.I) for n in case.lengths]
@@ -155,7 +155,10 @@ def copies(tensors: Iterable[Tensor], dtype: torch.dtype | None = None) -> list[
 
 
 def gradients(
-    module: nn.Module, outputs: Sequence[Tensor], leaves: Sequence[Tensor], weights: Sequence[Tensor]
+    module: nn.Module,
+    outputs: Sequence[Tensor],
+    leaves: Sequence[Tensor],
+    weights: Sequence[Tensor],
 ) -> list[Tensor]:
     """Gradients of a weighted sum of the outputs for all leaves, then all parameters."""
     wanted = [*leaves, *module.parameters()]

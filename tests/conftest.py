@@ -10,8 +10,14 @@ import fused_lstm
 from fused_lstm import _extension
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Ends the run with one clear line where the extension is missing."""
+    if not _extension.available:
+        raise pytest.UsageError(_extension.why_missing)
+
+
 def pytest_report_header() -> list[str]:
-    """The lines at the top of a run; raises where the extension is missing."""
+    """What is tested, at the top of a run."""
     extension = _extension.require()
     return [
         f"fused_lstm {fused_lstm.__version__}: {extension.build_info()['compiler']}, "

@@ -93,14 +93,22 @@ def test_gradients_are_float32_and_close() -> None:
 
 def test_float64_does_not_mix() -> None:
     lstm = fused_lstm.LSTM(5, 7, dtype=F64)
-    with torch.autocast("cpu", dtype=BF16), pytest.raises(RuntimeError, match="expected torch.float32"):
+    with (
+        torch.autocast("cpu", dtype=BF16),
+        pytest.raises(RuntimeError, match=r"expected torch\.float32"),
+    ):
         lstm(torch.randn(4, 3, 5))
-    with torch.autocast("cpu", dtype=BF16), pytest.raises(RuntimeError, match="got torch.float32"):
+    with (
+        torch.autocast("cpu", dtype=BF16),
+        pytest.raises(RuntimeError, match=r"got torch\.float32"),
+    ):
         lstm(torch.randn(4, 3, 5, dtype=F64), (torch.zeros(1, 3, 7), torch.zeros(1, 3, 7)))
 
 
 def test_a_model_of_layers() -> None:
-    model = nn.Sequential(nn.Linear(5, 6), First(fused_lstm.LSTM(6, 7)), First(fused_lstm.LSTM(7, 8)))
+    model = nn.Sequential(
+        nn.Linear(5, 6), First(fused_lstm.LSTM(6, 7)), First(fused_lstm.LSTM(7, 8))
+    )
     with torch.autocast("cpu", dtype=BF16):
         y = model(torch.randn(4, 3, 5))
     assert y.dtype is BF16

@@ -28,7 +28,11 @@ SAME: dict[str, tuple[Call, type[Exception], str]] = {
     "1-D": (lambda m: m(x(4)), ValueError, "Expected input to be 2D or 3D, got 1D"),
     "4-D": (lambda m: m(x(1, 5, 3, 4)), ValueError, "Expected input to be 2D or 3D, got 4D"),
     "0-D": (lambda m: m(torch.tensor(1.0)), ValueError, "Expected input to be 2D or 3D, got 0D"),
-    "T = 0": (lambda m: m(x(0, 3, 4)), RuntimeError, "Expected sequence length to be larger than 0"),
+    "T = 0": (
+        lambda m: m(x(0, 3, 4)),
+        RuntimeError,
+        "Expected sequence length to be larger than 0",
+    ),
     "T = 0 unbatched": (lambda m: m(x(0, 4)), RuntimeError, "Expected sequence length"),
     "T = B = 0": (lambda m: m(x(0, 0, 4)), RuntimeError, "Expected sequence length"),
     "dtype": (lambda m: m(x(5, 3, 4, dtype=torch.float64)), ValueError, "torch.float64"),
@@ -104,7 +108,9 @@ def test_accidents_are_type_errors(name: str) -> None:
 
 def test_more_than_one_layer_and_direction() -> None:
     lstm = fused_lstm.LSTM(4, 7, 2, bidirectional=True, batch_first=True)
-    with pytest.raises(RuntimeError, match=r"Expected hidden\[0\] size \(4, 3, 7\), got \[2, 3, 7\]"):
+    with pytest.raises(
+        RuntimeError, match=r"Expected hidden\[0\] size \(4, 3, 7\), got \[2, 3, 7\]"
+    ):
         lstm(x(3, 5, 4), pair(2, 3, 7))
     with pytest.raises(RuntimeError, match="Expected sequence length"):
         lstm(x(3, 0, 4))
@@ -132,7 +138,11 @@ def test_mixed_weights_and_devices_are_runtime_errors() -> None:
 
 
 def test_a_weight_of_the_wrong_shape_is_refused() -> None:
-    for name, shape in (("weight_hh_l0", (28, 6)), ("bias_ih_l0", (27,)), ("weight_ih_l0", (27, 4))):
+    for name, shape in (
+        ("weight_hh_l0", (28, 6)),
+        ("bias_ih_l0", (27,)),
+        ("weight_ih_l0", (27, 4)),
+    ):
         lstm = fused_lstm.LSTM(4, 7)
         setattr(lstm, name, nn.Parameter(torch.zeros(shape)))
         with pytest.raises((RuntimeError, ValueError), match="expected"):

@@ -2,8 +2,19 @@
 
 import pytest
 import torch
-from cases import DTYPES, KERNEL_CASES, OUTPUT_TOLERANCE, PROJECTED, Case, arguments, call, error
-from cases import VALUES, copies, modules
+from cases import (
+    DTYPES,
+    KERNEL_CASES,
+    OUTPUT_TOLERANCE,
+    PROJECTED,
+    VALUES,
+    Case,
+    arguments,
+    call,
+    copies,
+    error,
+    modules,
+)
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -151,7 +162,7 @@ def test_the_same_call_gives_the_same_bits(dtype: torch.dtype) -> None:
         assert error(lstm(x)[0], first) <= OUTPUT_TOLERANCE[dtype]
 
 
-# NaN and Inf ----------------------------------------------------------------------------------------
+# NaN and Inf --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -180,7 +191,9 @@ def test_a_nan_stays_in_its_row() -> None:
     rows = output.isnan().any(2)
     assert rows[2:, 3].all()
     assert int(rows.sum()) == 3
-    assert h_n.isnan().any(2).nonzero().tolist() == c_n.isnan().any(2).nonzero().tolist() == [[0, 3]]
+    assert (
+        h_n.isnan().any(2).nonzero().tolist() == c_n.isnan().any(2).nonzero().tolist() == [[0, 3]]
+    )
 
 
 def test_an_inf_in_x_saturates_the_gates() -> None:
@@ -201,7 +214,7 @@ def test_denormals_are_kept() -> None:
     assert (c_n > 0).all()
 
 
-# Dropout --------------------------------------------------------------------------------------------
+# Dropout ------------------------------------------------------------------------------------------
 
 
 def test_dropout_has_the_masks_of_nn_lstm() -> None:
@@ -255,7 +268,7 @@ def test_dropout_of_everything_gives_zeros_to_the_next_layer() -> None:
     assert torch.equal(lstm(x)[0], zeros)
 
 
-# The cell -------------------------------------------------------------------------------------------
+# The cell -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

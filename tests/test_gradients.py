@@ -6,8 +6,23 @@ from typing import Any
 
 import pytest
 import torch
-from cases import DTYPES, GRADIENT_TOLERANCE, OPTIONS, PACKED, PROJECTED, SHAPES, VALUES
-from cases import Case, arguments, call, copies, error, gradients, modules, small
+from cases import (
+    DTYPES,
+    GRADIENT_TOLERANCE,
+    OPTIONS,
+    PACKED,
+    PROJECTED,
+    SHAPES,
+    VALUES,
+    Case,
+    arguments,
+    call,
+    copies,
+    error,
+    gradients,
+    modules,
+    small,
+)
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
@@ -74,7 +89,7 @@ def test_dropout_is_differentiated(seed: int) -> None:
         assert error(a, b) <= GRADIENT_TOLERANCE[torch.float64]
 
 
-# What is not needed is not computed -----------------------------------------------------------------
+# What is not needed is not computed ---------------------------------------------------------------
 
 
 class Needs(TorchDispatchMode):
@@ -180,7 +195,9 @@ def test_gradients_arriving_in_any_layout() -> None:
         grads = [make(t) for t in flat]
         odd = torch.autograd.grad(flat, wanted, grads, retain_graph=True)
         plain = [g.contiguous() for g in grads]
-        for a, b in zip(odd, torch.autograd.grad(flat, wanted, plain, retain_graph=True), strict=True):
+        for a, b in zip(
+            odd, torch.autograd.grad(flat, wanted, plain, retain_graph=True), strict=True
+        ):
             assert torch.equal(a, b)
 
 
@@ -193,7 +210,7 @@ def test_the_gradients_of_the_two_biases_share_no_memory() -> None:
     assert len({p.grad.data_ptr() for p in biases if p.grad is not None}) == 4
 
 
-# Graphs ---------------------------------------------------------------------------------------------
+# Graphs -------------------------------------------------------------------------------------------
 
 
 def layer_and_leaves(**options: Any) -> tuple[fused_lstm.LSTM, list[Tensor]]:
@@ -343,7 +360,10 @@ def test_anomaly_mode_names_a_nan_gradient() -> None:
     with torch.autograd.set_detect_anomaly(True):
         lstm(x)[0].sum().backward()
         x = x.detach().index_fill(0, torch.tensor([1]), float("nan")).requires_grad_()
-        with pytest.warns(UserWarning), pytest.raises(RuntimeError, match="LstmLayerBackward.*nan"):
+        with (
+            pytest.warns(UserWarning, match="Error detected"),
+            pytest.raises(RuntimeError, match=r"LstmLayerBackward.*nan"),
+        ):
             lstm(x)[0].sum().backward()
 
 

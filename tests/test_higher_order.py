@@ -2,8 +2,19 @@
 
 import pytest
 import torch
-from cases import GRADIENT_TOLERANCE, OPTIONS, PACKED, PROJECTED, Case, arguments, call, copies
-from cases import error, modules, small
+from cases import (
+    GRADIENT_TOLERANCE,
+    OPTIONS,
+    PACKED,
+    PROJECTED,
+    Case,
+    arguments,
+    call,
+    copies,
+    error,
+    modules,
+    small,
+)
 from torch import Tensor, nn
 
 import fused_lstm
@@ -68,7 +79,9 @@ def test_inputs_computed_from_each_other_are_not_counted_twice() -> None:
         c0 = (w_ih[6:12] * h0.view(6, 7)).view(2, 3, 7)
         x = torch.cat([c0, h0]).cos()
         output, _ = module(x, (h0, c0))
-        grads = torch.autograd.grad(output.square().sum(), list(module.parameters()), create_graph=True)
+        grads = torch.autograd.grad(
+            output.square().sum(), list(module.parameters()), create_graph=True
+        )
         second = torch.autograd.grad(sum(g.sin().sum() for g in grads), list(module.parameters()))
         results.append([*grads, *second])
     for a, b in zip(*results, strict=True):

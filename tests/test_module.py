@@ -1,4 +1,4 @@
-"""The modules as objects: constructor, parameters, copies, pickles and hooks, next to torch.nn's."""
+"""The modules as objects: constructor, parameters, copies, pickles, hooks, as torch.nn has them."""
 
 import copy
 import io
@@ -63,7 +63,9 @@ def test_cell_parameters_from_the_same_seed(bias: Any) -> None:
     (ours, our_rng), (theirs, their_rng) = made
     assert torch.equal(our_rng, their_rng)
     assert list(state(ours)) == list(state(theirs))
-    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True)
+    )
     assert repr(ours) == repr(theirs)
 
 
@@ -85,7 +87,7 @@ BAD_CONSTRUCTIONS: tuple[tuple[tuple[Any, ...], dict[str, Any]], ...] = (
 
 @pytest.mark.parametrize(("args", "options"), BAD_CONSTRUCTIONS, ids=str)
 def test_bad_constructions_raise_what_nn_lstm_raises(args: Any, options: Any) -> None:
-    with pytest.raises(Exception) as theirs:  # noqa: PT012
+    with pytest.raises(Exception) as theirs:
         nn.LSTM(*args, **options)
     assert theirs.type in (TypeError, ValueError, RuntimeError)
     with pytest.raises(theirs.type) as ours:
@@ -128,11 +130,17 @@ def test_what_it_is_an_instance_of() -> None:
 def test_state_dicts_go_both_ways(pair: Any) -> None:
     ours, theirs = pair[0](3, 4), pair[1](3, 4)
     theirs.load_state_dict(ours.state_dict())
-    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True)
+    )
     other = pair[0](3, 4)
     other.load_state_dict(theirs.state_dict())
     x = torch.randn(5, 3)
-    for a, b in zip(torch.utils._pytree.tree_leaves(ours(x)), torch.utils._pytree.tree_leaves(other(x))):
+    for a, b in zip(
+        torch.utils._pytree.tree_leaves(ours(x)),
+        torch.utils._pytree.tree_leaves(other(x)),
+        strict=True,
+    ):
         assert torch.equal(a, b)
     with pytest.raises(RuntimeError, match="size mismatch"):
         ours.load_state_dict(pair[1](3, 5).state_dict())
@@ -190,9 +198,15 @@ def test_to_other_dtypes_and_shared_memory() -> None:
 def test_meta() -> None:
     for make, theirs in PAIRS:
         module, other = make(3, 4, device="meta"), theirs(3, 4, device="meta")
-        x = torch.randn(5, 2, 3, device="meta") if make is fused_lstm.LSTM else torch.randn(2, 3, device="meta")
+        x = (
+            torch.randn(5, 2, 3, device="meta")
+            if make is fused_lstm.LSTM
+            else torch.randn(2, 3, device="meta")
+        )
         for a, b in zip(
-            torch.utils._pytree.tree_leaves(module(x)), torch.utils._pytree.tree_leaves(other(x)), strict=True
+            torch.utils._pytree.tree_leaves(module(x)),
+            torch.utils._pytree.tree_leaves(other(x)),
+            strict=True,
         ):
             assert (a.shape, a.stride(), a.device) == (b.shape, b.stride(), b.device)
         module.to_empty(device="cpu")

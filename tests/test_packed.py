@@ -2,11 +2,23 @@
 
 import pytest
 import torch
-from cases import GRADIENT_TOLERANCE, OUTPUT_TOLERANCE, PACKED, Case, arguments, copies, error
-from cases import modules
+from cases import (
+    GRADIENT_TOLERANCE,
+    OUTPUT_TOLERANCE,
+    PACKED,
+    Case,
+    arguments,
+    copies,
+    error,
+    modules,
+)
 from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence
-from torch.nn.utils.rnn import pad_packed_sequence
+from torch.nn.utils.rnn import (
+    PackedSequence,
+    pack_padded_sequence,
+    pack_sequence,
+    pad_packed_sequence,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fused_lstm

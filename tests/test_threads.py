@@ -1,4 +1,4 @@
-"""Threads and processes: however few threads really run, no call may hang or give another result."""
+"""Threads and processes: however few threads really run, no call hangs or gives another result."""
 
 import os
 import subprocess
@@ -9,7 +9,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import GRADIENT_TOLERANCE, OUTPUT_TOLERANCE, Case, arguments, call, copies, error, modules
+from cases import (
+    GRADIENT_TOLERANCE,
+    OUTPUT_TOLERANCE,
+    Case,
+    arguments,
+    call,
+    copies,
+    error,
+    modules,
+)
 from torch import Tensor
 
 import fused_lstm

@@ -5,11 +5,27 @@ from typing import Any
 
 import pytest
 import torch
-from cases import GRADIENT_TOLERANCE, OUTPUT_TOLERANCE, Case, arguments, call, copies, error, modules
+from cases import (
+    GRADIENT_TOLERANCE,
+    OUTPUT_TOLERANCE,
+    Case,
+    arguments,
+    error,
+    modules,
+)
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state
-from torch.func import vjp, vmap
+from torch.func import (
+    functional_call,
+    grad,
+    hessian,
+    jacfwd,
+    jacrev,
+    jvp,
+    stack_module_state,
+    vjp,
+    vmap,
+)
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
@@ -55,9 +71,13 @@ class CellModel(nn.Module):
         return h, c
 
 
-def assert_close(actual: Any, expected: Any, tolerance: float = OUTPUT_TOLERANCE[torch.float32]) -> None:
+def assert_close(
+    actual: Any, expected: Any, tolerance: float = OUTPUT_TOLERANCE[torch.float32]
+) -> None:
     pairs = zip(
-        torch.utils._pytree.tree_leaves(actual), torch.utils._pytree.tree_leaves(expected), strict=True
+        torch.utils._pytree.tree_leaves(actual),
+        torch.utils._pytree.tree_leaves(expected),
+        strict=True,
     )
     for a, b in pairs:
         assert error(a, b) <= tolerance
@@ -73,7 +93,7 @@ def loss(module: nn.Module, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
     return output.square().sum() + (h * c).sum()
 
 
-# torch.func -----------------------------------------------------------------------------------------
+# torch.func ---------------------------------------------------------------------------------------
 
 
 def test_functional_call_uses_the_given_weights() -> None:
@@ -159,7 +179,7 @@ def test_forward_mode_of_a_cell() -> None:
     assert_close(jacfwd(lambda t: cell(t)[0])(x), jacobian, GRADIENT_TOLERANCE[F64])
 
 
-# Recording ------------------------------------------------------------------------------------------
+# Recording ----------------------------------------------------------------------------------------
 
 
 def test_make_fx_records_the_operator() -> None:
@@ -186,7 +206,9 @@ def test_fake_tensors_have_the_right_shapes(options: dict[str, Any]) -> None:
         assert (a.shape, a.stride(), a.dtype) == (b.shape, b.stride(), b.dtype)
 
 
-@pytest.mark.parametrize("case", [Case(5, 3, 4, 7), Case(4, 3, 2, 9, bidirectional=True, bias=False)])
+@pytest.mark.parametrize(
+    "case", [Case(5, 3, 4, 7), Case(4, 3, 2, 9, bidirectional=True, bias=False)]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_opcheck(case: Case, dtype: torch.dtype) -> None:
     lstm, _ = modules(case, dtype)
@@ -295,7 +317,7 @@ def test_compile(backend: str) -> None:
     assert_close(torch.compile(cell, backend=backend, fullgraph=True)(x), cell(x))
 
 
-# Subclasses and modes -------------------------------------------------------------------------------
+# Subclasses and modes -----------------------------------------------------------------------------
 
 
 class Plain(Tensor):
@@ -365,5 +387,3 @@ def test_tensors_that_escaped_a_transform() -> None:
     grad(f)(x)
     assert_close(ours(kept[0]), ours(x * 2), 1e-13)
     ours(kept[0])[0].sum().backward()
-
-

@@ -92,10 +92,14 @@ WAYS: dict[str, Callable[[fused_lstm.LSTM], Any]] = {
         torch.randn(sum(p.numel() for p in m.parameters())), m.parameters()
     ),
     "clip": in_place(lambda w: w.clamp_(-0.01, 0.01)),
-    "non-contiguous": lambda m: setattr(m, "weight_hh_l0", nn.Parameter(torch.randn(HIDDEN, 36).t())),
+    "non-contiguous": lambda m: setattr(
+        m, "weight_hh_l0", nn.Parameter(torch.randn(HIDDEN, 36).t())
+    ),
     "tied": lambda m: setattr(m, "bias_hh_l0", m.bias_ih_l0),
     "prune": lambda m: prune.l1_unstructured(m, "weight_hh_l0", 0.5),
-    "old weight_norm": lambda m: nn.utils.weight_norm(m, "weight_hh_l0").weight_hh_l0_g.data.mul_(3),
+    "old weight_norm": lambda m: nn.utils.weight_norm(m, "weight_hh_l0").weight_hh_l0_g.data.mul_(
+        3
+    ),
     "weight_norm": lambda m: parametrizations.weight_norm(m, "weight_hh_l0"),
     "spectral_norm": lambda m: parametrizations.spectral_norm(m, "weight_hh_l0").eval(),
     "orthogonal": lambda m: parametrizations.orthogonal(m, "weight_hh_l0"),
@@ -133,7 +137,8 @@ def test_the_next_call_sees_it(way: str, context: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "norm", [parametrizations.weight_norm, parametrizations.spectral_norm, parametrizations.orthogonal]
+    "norm",
+    [parametrizations.weight_norm, parametrizations.spectral_norm, parametrizations.orthogonal],
 )
 def test_parametrized_weights_are_trained(norm: Any) -> None:
     x = torch.randn(5, 3, 4)

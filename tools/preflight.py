@@ -15,7 +15,8 @@ import sysconfig
 import tempfile
 
 OLDEST, NEWEST = (3, 10), (3, 14)
-GIGABYTES_NEEDED = 3.0  # torch for the CPU, torchvision, what training needs, and the build
+GIGABYTES_NEEDED = 2.0  # torch for the CPU, torchvision, what training needs, and the build
+GIGABYTES_WITH_CUDA = 6.0  # where pip's index has torch with CUDA only
 
 PROGRAM = "#include <optional>\nint main() { return std::optional<int>(0).value(); }\n"
 
@@ -82,6 +83,11 @@ def disk_space(folder, needed=GIGABYTES_NEEDED):
         place = os.path.dirname(place)
     free = shutil.disk_usage(place).free / 1e9
     if free >= needed:
+        if free < GIGABYTES_WITH_CUDA:
+            note = (
+                "preflight: {:.1f} GB free: too little for torch with CUDA; if pip's index has only"
+            )
+            print(note.format(free), "that, make TORCH_INDEX=(one with CPU wheels) ...")
         return None
     message = "{:.1f} GB are needed in {}, {:.1f} are free: make room, or make VENV=/elsewhere ..."
     return message.format(needed, place, free)

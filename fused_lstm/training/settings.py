@@ -133,7 +133,7 @@ def choose_device(name: str, local_rank: int, processes: int) -> torch.device:
 
 
 def usable_cpus() -> int:
-    """CPUs that this process may use, a container's quota included; never more than useful."""
+    """CPUs that this process may use, a container's quota included."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()

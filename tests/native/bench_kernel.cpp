@@ -1,7 +1,8 @@
 // Times forward (inference and training) and backward of one shape without torch, for tuning:
 //   bench_kernel T B I H [threads=1] [isa=active] [dtype=float32] [repeats=15]
 // Prints the median in microseconds and GF/s (2 flops per multiply-add of the matrix products;
-// backward without and with x's gradient). Threads stay alive and spin between calls, as OpenMP's do.
+// backward without and with x's gradient). Threads stay alive and spin between calls, as OpenMP's
+// do.
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -142,7 +143,8 @@ int main(int argc, char** argv) {
   p.I = std::atoll(argv[3]);
   p.H = p.P = std::atoll(argv[4]);
   const int64_t threads = argc > 5 ? std::atoll(argv[5]) : 1;
-  if (argc > 6 && !cpu::set_isa(named<Isa>(argv[6], {"portable", "avx2", "avx512", "emulated512"}))) {
+  if (argc > 6 &&
+      !cpu::set_isa(named<Isa>(argv[6], {"portable", "avx2", "avx512", "emulated512"}))) {
     std::fprintf(stderr, "bench_kernel: %s does not run here\n", argv[6]);
     return 2;
   }
@@ -188,8 +190,8 @@ int main(int argc, char** argv) {
   char plan[256];
   cpu::explain(p, true, n, plan, sizeof plan);
   std::printf("T=%lld B=%lld I=%lld H=%lld threads=%d: %s\n", static_cast<long long>(p.T),
-              static_cast<long long>(p.B), static_cast<long long>(p.I), static_cast<long long>(p.H), n,
-              plan);
+              static_cast<long long>(p.B), static_cast<long long>(p.I), static_cast<long long>(p.H),
+              n, plan);
   const double product = 2.0 * static_cast<double>(rows) * static_cast<double>(G);  // per column
   const double forward_flops = product * static_cast<double>(p.I + p.H);
   const auto report = [&](const char* what, double flops, const std::function<Status()>& call) {

@@ -22,7 +22,7 @@ namespace {
 
 struct Field {
   const char* name;
-  int64_t Case::*member;
+  int64_t Case::* member;
   const char* const* names;  // null: a plain number
   int64_t name_count;
   bool run;  // says how the case runs, not what its inputs are
@@ -80,7 +80,8 @@ std::string to_text(const Case& c, bool with_run) {
   const Case plain;
   for (const Field& field : kFields) {
     const int64_t value = c.*field.member;
-    const bool shown = &field - kFields < 6 || field.names != nullptr || value != plain.*field.member;
+    const bool shown =
+        &field - kFields < 6 || field.names != nullptr || value != plain.*field.member;
     if ((field.run && !with_run) || !shown) continue;
     if (text.tellp() > 0) text << ' ';
     text << field.name << '=';
@@ -218,10 +219,10 @@ Data::Data(const Case& c) : case_(c), random_(static_cast<uint64_t>(c.seed)) {
       void* data;
       int64_t count;
     };
-    const Target targets[] = {{x, xs.elements},        {h0, p.D * p.B * p.P}, {c0, p.D * p.B * p.H},
-                              {w_ih, 4 * p.H * p.I},   {w_hh, 4 * p.H * p.P}, {b_ih, 4 * p.H},
-                              {dy, dys.elements},      {dh_n, p.D * p.B * p.P},
-                              {dc_n, p.D * p.B * p.H}};
+    const Target targets[] = {
+        {x, xs.elements},      {h0, p.D * p.B * p.P},   {c0, p.D * p.B * p.H},
+        {w_ih, 4 * p.H * p.I}, {w_hh, 4 * p.H * p.P},   {b_ih, 4 * p.H},
+        {dy, dys.elements},    {dh_n, p.D * p.B * p.P}, {dc_n, p.D * p.B * p.H}};
     const Target& target = targets[(c.special - 1) / 2];
     const double infinity = std::numeric_limits<double>::infinity();
     double value = std::numeric_limits<double>::quiet_NaN();

@@ -1,5 +1,5 @@
-// What one test case is: sizes, options and a seed, written as one line `T=3 B=5 ...` from which the
-// same inputs are made again, bit for bit; and the inputs themselves.
+// What one test case is: sizes, options and a seed, written as one line `T=3 B=5 ...` from which
+// the same inputs are made again, bit for bit; and the inputs themselves.
 #pragma once
 
 #include <cstdint>
@@ -12,20 +12,36 @@
 
 // Where the rows of a [T, B, features] array lie. Packed arrays know only dense and padded.
 enum Layout : int64_t {
-  kDense = 0,            // [T, B, features] contiguous
-  kPadded = 1,           // room after every row and every step
-  kBatchFirst = 2,       // [B, T, features] contiguous
+  kDense = 0,       // [T, B, features] contiguous
+  kPadded = 1,      // room after every row and every step
+  kBatchFirst = 2,  // [B, T, features] contiguous
   kBatchFirstPadded = 3,
-  kSameForBatch = 4,     // stride 0 over B: inputs only
-  kSameForTime = 5,      // stride 0 over T: inputs only
+  kSameForBatch = 4,  // stride 0 over B: inputs only
+  kSameForTime = 5,   // stride 0 over T: inputs only
   kLayouts = 6
 };
 
 // A value that is not finite, put somewhere into the inputs.
 enum Special : int64_t {
   kOrdinary = 0,
-  kNanX, kInfX, kNanH0, kInfH0, kNanC0, kInfC0, kNanWih, kInfWih, kNanWhh, kInfWhh, kNanBias,
-  kInfBias, kNanDy, kInfDy, kNanDhn, kInfDhn, kNanDcn, kInfDcn,
+  kNanX,
+  kInfX,
+  kNanH0,
+  kInfH0,
+  kNanC0,
+  kInfC0,
+  kNanWih,
+  kInfWih,
+  kNanWhh,
+  kInfWhh,
+  kNanBias,
+  kInfBias,
+  kNanDy,
+  kInfDy,
+  kNanDhn,
+  kInfDhn,
+  kNanDcn,
+  kInfDcn,
   kSpecials
 };
 
@@ -40,8 +56,8 @@ struct Case {
   int64_t special = 0;
   int64_t at_start = 0;  // 1: unreadable memory lies before the buffers, not after
   int64_t seed = 1;
-  int64_t isa = 0, par = 0, threads = 1;    // how forward runs
-  int64_t back_par = 0, back_threads = 1;   // how backward runs
+  int64_t isa = 0, par = 0, threads = 1;   // how forward runs
+  int64_t back_par = 0, back_threads = 1;  // how backward runs
 };
 
 constexpr int kGradients = 11;

@@ -10,6 +10,10 @@
 #include <cstdlib>
 #include <cstring>
 
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
+
 class Guarded {
  public:
   static constexpr unsigned char kPattern = 0xff;
@@ -28,8 +32,12 @@ class Guarded {
     const size_t lead = at_start ? 0 : (span_ - bytes) / align * align;
     data_ = pages_ + kPage + lead;
     std::memset(pages_ + kPage, kPattern, span_);
+    forbid_slack(true);
   }
-  ~Guarded() { munmap(pages_, span_ + 2 * kPage); }
+  ~Guarded() {
+    forbid_slack(false);
+    munmap(pages_, span_ + 2 * kPage);
+  }
   Guarded(const Guarded&) = delete;
   Guarded& operator=(const Guarded&) = delete;
 
@@ -39,6 +47,16 @@ class Guarded {
 
   // True while no byte outside the block has changed.
   bool intact() const {
+    forbid_slack(false);
+    const bool result = slack_holds_pattern();
+    forbid_slack(true);
+    return result;
+  }
+
+ private:
+  static constexpr size_t kPage = 4096;
+
+  bool slack_holds_pattern() const {
     const unsigned char* begin = pages_ + kPage;
     for (const unsigned char* byte = begin; byte < data_; ++byte) {
       if (*byte != kPattern) return false;
@@ -49,8 +67,18 @@ class Guarded {
     return true;
   }
 
- private:
-  static constexpr size_t kPage = 4096;
+  // AddressSanitizer then reports reading the slack, too.
+  void forbid_slack(bool forbidden) const {
+#if defined(__SANITIZE_ADDRESS__)
+    const unsigned char* begin = pages_ + kPage;
+    const auto set = forbidden ? __asan_poison_memory_region : __asan_unpoison_memory_region;
+    set(begin, data_ - begin);
+    set(data_ + bytes_, begin + span_ - data_ - bytes_);
+#else
+    (void)forbidden;
+#endif
+  }
+
   size_t bytes_ = 0, span_ = 0;
   unsigned char* pages_ = nullptr;
   unsigned char* data_ = nullptr;

@@ -7,20 +7,23 @@
 #include <thread>
 #include <vector>
 
-const char* const kParallelNames[kParallelKinds] = {"serial", "pool",       "late",     "whole",
-                                                    "fewer",  "sequential", "reversed", "independent"};
+const char* const kParallelNames[kParallelKinds] = {
+    "serial", "pool", "late", "whole", "fewer", "sequential", "reversed", "independent"};
 
 namespace {
 
 using Task = void (*)(void* context, int64_t begin, int64_t end);
 
 std::atomic<int64_t> parties{1};
+std::atomic<int64_t> shared{0};
 
 void run_whole(int64_t n, Task task, void* context) {
+  shared += n > 1;
   if (n > 0) task(context, 0, n);
 }
 
 void run_threads(int64_t n, Task task, void* context, bool late) {
+  shared += n > 1;
   if (n <= 0) return;
   const int64_t chunk = (n + parties - 1) / parties;
   std::vector<std::thread> others;
@@ -39,11 +42,14 @@ void run_pool(int64_t n, Task task, void* context) { run_threads(n, task, contex
 void run_late(int64_t n, Task task, void* context) { run_threads(n, task, context, true); }
 
 void run_sequential(int64_t n, Task task, void* context) {
+  shared += n > 1;
   const int64_t chunk = std::max<int64_t>(1, (n + parties - 1) / parties);
-  for (int64_t begin = 0; begin < n; begin += chunk) task(context, begin, std::min(n, begin + chunk));
+  for (int64_t begin = 0; begin < n; begin += chunk)
+    task(context, begin, std::min(n, begin + chunk));
 }
 
 void run_reversed(int64_t n, Task task, void* context) {
+  shared += n > 1;
   const int64_t chunk = std::max<int64_t>(1, (n + parties - 1) / parties);
   for (int64_t begin = (n - 1) / chunk * chunk; n > 0 && begin >= 0; begin -= chunk) {
     std::thread([=] { task(context, begin, std::min(n, begin + chunk)); }).join();
@@ -56,6 +62,7 @@ fused_lstm::Parallel make_parallel(int64_t kind, int64_t threads) {
   fused_lstm::Parallel parallel;
   parallel.threads = static_cast<int32_t>(threads);
   parallel.concurrent = kind == kPool || kind == kLatePool || kind == kWhole || kind == kFewer;
+  shared = 0;
   parties = kind == kFewer ? std::max<int64_t>(1, (threads + 1) / 2) : threads;
   switch (kind) {
     case kSerial:
@@ -76,3 +83,5 @@ fused_lstm::Parallel make_parallel(int64_t kind, int64_t threads) {
   }
   return parallel;
 }
+
+int64_t shared_runs() { return shared; }

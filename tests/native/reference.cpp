@@ -104,7 +104,9 @@ struct Trace {
 };
 
 // Steps in the order in which direction d visits them.
-int64_t visited(const Problem& p, int32_t d, int64_t step) { return d == 0 ? step : p.T - 1 - step; }
+int64_t visited(const Problem& p, int32_t d, int64_t step) {
+  return d == 0 ? step : p.T - 1 - step;
+}
 
 std::vector<int64_t> row_offsets(const Problem& p) {
   std::vector<int64_t> offsets(static_cast<size_t>(p.T), 0);

@@ -41,8 +41,8 @@ struct Forward {
 // h is rounded to the problem's dtype before the next step reads it, as it is in y.
 Forward forward(const fused_lstm::Problem& problem);
 
-// A gradient is a sum of many terms. Where they cancel, the sum is known no better than its terms are,
-// so beside it stands what it would be if they had random signs: the measure for its error.
+// A gradient is a sum of many terms. Where they cancel, the sum is known no better than its terms
+// are, so beside it stands what it would be if they had random signs: the measure for its error.
 struct Gradient {
   Values sum;
   Values squares;  // sums of the squared terms

@@ -68,6 +68,7 @@ ForwardRun run_forward(const Case& c, const Data& data, bool training, unsigned 
   const size_t bytes = fused_lstm::cpu::forward_workspace_bytes(p, training, parallel.threads);
   const auto workspace = make_scratch(c, bytes, poison);
   run.status = fused_lstm::cpu::forward(p, outputs, workspace->data(), bytes, parallel);
+  run.shared = shared_runs() > 0;
   if (!workspace->intact()) run.complaint += " wrote outside the workspace;";
   if (training && !run.reserve->intact()) run.complaint += " wrote outside the reserve;";
   if (!run.y->intact()) run.complaint += " wrote outside y;";
@@ -97,10 +98,10 @@ BackwardRun run_backward(const Case& c, const Data& data, const ForwardRun& forw
   }
   const Bytes y_before = bytes_of(*forward.y), reserve_before = bytes_of(*forward.reserve);
   const auto parallel = make_parallel(c.back_par, c.back_threads);
-  const size_t bytes =
-      fused_lstm::cpu::backward_workspace_bytes(p, gradients, parallel.threads);
+  const size_t bytes = fused_lstm::cpu::backward_workspace_bytes(p, gradients, parallel.threads);
   const auto workspace = make_scratch(c, bytes, poison);
   run.status = fused_lstm::cpu::backward(p, gradients, workspace->data(), bytes, parallel);
+  run.shared = shared_runs() > 0;
   if (!workspace->intact()) run.complaint += " wrote outside the workspace;";
   for (int k = 0; k < kGradients; ++k) {
     if (run.gradients[k] && !run.gradients[k]->intact()) {

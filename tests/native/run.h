@@ -12,9 +12,10 @@
 
 struct ForwardRun {
   fused_lstm::Status status = fused_lstm::Status::kOk;
-  std::string complaint;  // empty: nothing was touched that should not be
+  std::string complaint;                          // empty: nothing was touched that should not be
   std::unique_ptr<Guarded> y, h_n, c_n, reserve;  // reserve: training only
   Strides y_strides;
+  bool shared = false;  // the kernel handed out more than one task
 };
 
 // poison: the byte that fills workspace and reserve before the call.
@@ -24,6 +25,7 @@ struct BackwardRun {
   fused_lstm::Status status = fused_lstm::Status::kOk;
   std::string complaint;
   std::unique_ptr<Guarded> gradients[kGradients];  // null where not wanted
+  bool shared = false;
 };
 
 BackwardRun run_backward(const Case& c, const Data& data, const ForwardRun& forward,

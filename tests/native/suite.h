@@ -10,7 +10,8 @@
 
 class Suite {
  public:
-  // Reads --case "...", --random N, --seed S, --isa NAME; arms the watchdog for crashes and hangs.
+  // Reads --case "...", --random N, --seed S, --isa NAME, --seconds N (a
+  // case that takes longer hangs); arms the watchdog for crashes and hangs.
   Suite(int argc, char** argv, const char* name);
 
   bool single() const { return !case_text_.empty(); }  // --case was given
@@ -20,11 +21,14 @@ class Suite {
   const std::vector<int64_t>& isas() const { return isas_; }  // those that run here
 
   // One case: begin, any number of expectations, end.
-  void begin(const Case& c) { begin(to_text(c)); }
+  void begin(const Case& c) {
+    begin(to_text(c));
+    zero_ = smallest(c.dtype);
+  }
   void begin(const std::string& what);
   void expect(bool good, const std::string& complaint);
   // Positions of NaN and Inf must agree; the rest within tolerance * size, where size is max |want|
-  // unless given. Below kZero everything is zero.
+  // unless given, or by less than the dtype's smallest step.
   void expect_close(const std::string& name, const reference::Values& want,
                     const reference::Values& got, double tolerance, double size = 0.0);
   void expect_close(const std::string& name, const reference::Gradient& want,
@@ -42,15 +46,16 @@ class Suite {
   std::string case_text_;
   std::vector<int64_t> isas_;
   std::vector<std::string> notes_;
-  int64_t random_ = -1, seed_ = 1;
+  int64_t random_ = -1, seed_ = 1, seconds_ = 60;
   int64_t passed_ = 0, failed_ = 0, unsupported_ = 0;
   std::string current_, complaints_;
   bool is_unsupported_ = false;
-  double worst_ = 0.0;
+  static double smallest(int64_t dtype);
+  double worst_ = 0.0, zero_ = 0.0;
 };
 
-// The largest error allowed, relative to max |reference| of the same array (gradients: or the size of
-// their terms, reference.h).
+// The largest error allowed, relative to max |reference| of the same array (gradients: or the size
+// of their terms, reference.h).
 double forward_tolerance(const Case& c);
 double gradient_tolerance(const Case& c);
 

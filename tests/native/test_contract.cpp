@@ -1,6 +1,10 @@
 // What lstm.h promises besides numbers: status codes for bad arguments and small workspaces, sizes
 // that can be asked for without pointers, an inference workspace without a [T, B, 4H] buffer,
 // instruction sets that are chosen and named, a plan that explains itself.
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cstdlib>
 #include <cstring>
 #include <functional>
 
@@ -46,7 +50,7 @@ void expect_statuses(Suite& suite, int64_t isa) {
   const BackwardRun back = run_backward(c, data, good, 0xff);
   const Parallel parallel = make_parallel(kPool, 2);
   Call base{data.problem, {}, data.incoming, nullptr, 0, parallel};
-  base.outputs = {good.y->data(),   good.y_strides.t,  good.y_strides.b,
+  base.outputs = {good.y->data(),   good.y_strides.t, good.y_strides.b,
                   good.h_n->data(), good.c_n->data(), good.reserve->data()};
   base.gradients.y = good.y->data();
   base.gradients.y_t = good.y_strides.t;
@@ -61,6 +65,7 @@ void expect_statuses(Suite& suite, int64_t isa) {
     std::function<void(Call&)> make;
     Status want = Status::kBadArgument;
   };
+  static const int64_t growing[] = {4, 3, 4}, other_batch[] = {3, 3, 1}, with_zero[] = {4, 2, 0};
   const Mistake mistakes[] = {
       {"nothing wrong", true, true, [](Call&) {}, Status::kOk},
       {"T = 0", true, true, [](Call& k) { k.problem.T = 0; }},
@@ -71,6 +76,11 @@ void expect_statuses(Suite& suite, int64_t isa) {
       {"D = 0", true, true, [](Call& k) { k.problem.D = 0; }},
       {"D = 3", true, true, [](Call& k) { k.problem.D = 3; }},
       {"P != H without w_hr", true, true, [](Call& k) { k.problem.P = 5; }},
+      {"dtype 17", true, true,
+       [](Call& k) { k.problem.dtype = static_cast<fused_lstm::DType>(17); }, Status::kUnsupported},
+      {"batch_sizes that grow", true, true, [](Call& k) { k.problem.batch_sizes = growing; }},
+      {"batch_sizes[0] != B", true, true, [](Call& k) { k.problem.batch_sizes = other_batch; }},
+      {"a batch size of 0", true, true, [](Call& k) { k.problem.batch_sizes = with_zero; }},
       {"x null", true, true, [](Call& k) { k.problem.x = nullptr; }},
       {"w_ih null", true, true, [](Call& k) { k.problem.weights[0].w_ih = nullptr; }},
       {"w_hh of the reverse direction null", true, true,
@@ -81,7 +91,8 @@ void expect_statuses(Suite& suite, int64_t isa) {
       {"forward's y null", false, true, [](Call& k) { k.gradients.y = nullptr; }},
       {"reserve null", false, true, [](Call& k) { k.gradients.reserve = nullptr; }},
       {"workspace null", true, true, [](Call& k) { k.workspace = nullptr; }},
-      {"workspace one byte short", true, true, [](Call& k) { --k.bytes; }, Status::kWorkspaceTooSmall},
+      {"workspace one byte short", true, true, [](Call& k) { --k.bytes; },
+       Status::kWorkspaceTooSmall},
   };
   for (const Mistake& mistake : mistakes) {
     for (const bool is_forward : {true, false}) {
@@ -96,16 +107,15 @@ void expect_statuses(Suite& suite, int64_t isa) {
       call.workspace = workspace.data();
       suite.expect(call.bytes > 0, "asks for no workspace at all");
       mistake.make(call);
-      const Status status =
-          is_forward ? cpu::forward(call.problem, call.outputs, call.workspace, call.bytes,
-                                    call.parallel)
-                     : cpu::backward(call.problem, call.gradients, call.workspace, call.bytes,
-                                     call.parallel);
+      const Status status = is_forward ? cpu::forward(call.problem, call.outputs, call.workspace,
+                                                      call.bytes, call.parallel)
+                                       : cpu::backward(call.problem, call.gradients, call.workspace,
+                                                       call.bytes, call.parallel);
       // A kernel without projection may say so before it looks for w_hr.
       const bool unsupported = status == Status::kUnsupported && call.problem.P != call.problem.H;
-      suite.expect(status == mistake.want || (unsupported && call.problem.P > 0), "returned " + std::to_string(static_cast<int>(status)) +
-                                               ", expected " +
-                                               std::to_string(static_cast<int>(mistake.want)));
+      suite.expect(status == mistake.want || (unsupported && call.problem.P > 0),
+                   "returned " + std::to_string(static_cast<int>(status)) + ", expected " +
+                       std::to_string(static_cast<int>(mistake.want)));
       suite.expect(workspace.intact(), "wrote outside the workspace");
       suite.end();
     }
@@ -129,7 +139,8 @@ void expect_sizes(Suite& suite, int64_t isa, int64_t dtype) {
   const int64_t shapes[][2] = {{1, 64}, {1, 512}, {16, 64}, {50, 128}, {64, 512}};  // B, H
   for (const auto& shape : shapes) {
     for (int32_t threads : {1, 2, 5}) {
-      const std::string where = " at B=" + std::to_string(shape[0]) + " H=" + std::to_string(shape[1]);
+      const std::string where =
+          " at B=" + std::to_string(shape[0]) + " H=" + std::to_string(shape[1]);
       const Problem few = sizes(200, shape[0], 3, shape[1], dtype);
       const Problem many = sizes(5200, shape[0], 3, shape[1], dtype);
       const size_t gates = 5000 * shape[0] * 4 * shape[1] * element;
@@ -142,9 +153,9 @@ void expect_sizes(Suite& suite, int64_t isa, int64_t dtype) {
       for (int k = 0; k < 7; ++k) *gradient_slot(all, k) = &all;
       const size_t backward = cpu::backward_workspace_bytes(many, all, threads) -
                               cpu::backward_workspace_bytes(few, all, threads);
-      suite.expect(backward <= gates + gates / 4,
-                   "backward's workspace grows by " + std::to_string(backward) + " for dgates of " +
-                       std::to_string(gates) + " bytes" + where);
+      suite.expect(backward <= gates + gates / 4, "backward's workspace grows by " +
+                                                      std::to_string(backward) + " for dgates of " +
+                                                      std::to_string(gates) + " bytes" + where);
     }
   }
   suite.end();
@@ -170,6 +181,24 @@ void expect_isas(Suite& suite) {
   suite.end();
 }
 
+// The environment variable is read once, so a child process reads it.
+void expect_environment(Suite& suite) {
+  for (const char* wanted : {"portable", "nonsense"}) {
+    suite.begin(std::string("FUSED_LSTM_ISA=") + wanted);
+    const pid_t child = fork();
+    if (child == 0) {
+      setenv("FUSED_LSTM_ISA", wanted, 1);
+      const bool named = std::strcmp(wanted, "portable") == 0;
+      const Isa isa = cpu::active_isa();
+      _exit(named ? isa != Isa::kPortable : !cpu::isa_runs_here(isa));
+    }
+    int status = -1;
+    waitpid(child, &status, 0);
+    suite.expect(WIFEXITED(status) && WEXITSTATUS(status) == 0, "the variable is not obeyed");
+    suite.end();
+  }
+}
+
 void expect_explanation(Suite& suite, int64_t isa) {
   suite.begin(std::string("explain, ") + kIsaNames[isa]);
   cpu::set_isa(static_cast<Isa>(isa));
@@ -191,6 +220,7 @@ void expect_explanation(Suite& suite, int64_t isa) {
 
 int main(int argc, char** argv) {
   Suite suite(argc, argv, "test_contract");
+  expect_environment(suite);  // first: nothing has asked for the active one yet
   expect_isas(suite);
   for (int64_t isa : suite.isas()) {
     expect_statuses(suite, isa);

@@ -1,5 +1,5 @@
-// Forward against the double-precision reference on every shape, dtype and instruction set that runs
-// here, with and without reserve, threads handed over in every way parallel.h knows.
+// Forward against the double-precision reference on every shape, dtype and instruction set that
+// runs here, with and without reserve, threads handed over in every way parallel.h knows.
 #include <cstdio>
 
 #include "run.h"

@@ -1,5 +1,6 @@
-// The kernel on packed rows against the same kernel on each sequence alone, every gradient included:
-// a promise of PackedSequence that the comparison with the reference tests only within a tolerance.
+// The kernel on packed rows against the same kernel on each sequence alone, every gradient
+// included: a promise of PackedSequence that the comparison with the reference tests only within a
+// tolerance.
 #include <algorithm>
 #include <cmath>
 
@@ -41,7 +42,8 @@ double largest(const Values& values) {
 // Writes values into an input of the case of one sequence.
 void set_input(Data& data, const void* array, const Values& values) {
   for (size_t k = 0; array != nullptr && k < values.size(); ++k) {
-    reference::store(data.problem.dtype, const_cast<void*>(array), static_cast<int64_t>(k), values[k]);
+    reference::store(data.problem.dtype, const_cast<void*>(array), static_cast<int64_t>(k),
+                     values[k]);
   }
 }
 
@@ -85,8 +87,8 @@ void check(Suite& suite, const Case& c) {
     const double tolerance = forward_tolerance(c), gradient = gradient_tolerance(c);
     const auto expect_rows = [&](const char* name, const Values& whole, const Guarded& got,
                                  int64_t features, double allowed) {
-      suite.expect_close(name, rows_of(p, whole, b, features), read(got, alone.T * features), allowed,
-                         largest(whole));
+      suite.expect_close(name, rows_of(p, whole, b, features), read(got, alone.T * features),
+                         allowed, largest(whole));
     };
     const auto expect_state = [&](const char* name, const Guarded& whole, const Guarded& got,
                                   int64_t features, double allowed) {

@@ -132,12 +132,16 @@ void check_rounding(Suite& suite) {
   };
   constexpr double kInfinity = std::numeric_limits<double>::infinity();
   const Row rows[] = {
-      {DType::kBFloat16, 1.00390625, 1.0},           // a tie goes to even
-      {DType::kBFloat16, 1.01171875, 1.015625},      // and here up
-      {DType::kBFloat16, 3.5e38, kInfinity},         {DType::kBFloat16, -3.38e38, -3.3761e38},
-      {DType::kFloat16, 65519.0, 65504.0},           {DType::kFloat16, 65520.0, kInfinity},
-      {DType::kFloat16, 0x1p-24, 0x1p-24},           {DType::kFloat16, 0x1p-25, 0.0},
-      {DType::kFloat16, 0x1.8p-24, 0x1p-23},         {DType::kFloat16, 1.00048828125, 1.0},
+      {DType::kBFloat16, 1.00390625, 1.0},       // a tie goes to even
+      {DType::kBFloat16, 1.01171875, 1.015625},  // and here up
+      {DType::kBFloat16, 3.5e38, kInfinity},
+      {DType::kBFloat16, -3.38e38, -3.3761e38},
+      {DType::kFloat16, 65519.0, 65504.0},
+      {DType::kFloat16, 65520.0, kInfinity},
+      {DType::kFloat16, 0x1p-24, 0x1p-24},
+      {DType::kFloat16, 0x1p-25, 0.0},
+      {DType::kFloat16, 0x1.8p-24, 0x1p-23},
+      {DType::kFloat16, 1.00048828125, 1.0},
       {DType::kFloat16, -0.333251953125, -0.333251953125},
       {DType::kFloat16, 0x1.ffep-15, 0x1p-14},  // rounds up into the normal numbers
   };
@@ -146,8 +150,9 @@ void check_rounding(Suite& suite) {
     uint16_t bits = 0;
     reference::store(row.dtype, &bits, 0, row.value);
     const double got = reference::load(row.dtype, &bits, 0);
-    const bool close = std::isinf(row.want) ? got == row.want
-                                            : std::fabs(got - row.want) <= 1e-4 * std::fabs(row.want);
+    const bool close = std::isinf(row.want)
+                           ? got == row.want
+                           : std::fabs(got - row.want) <= 1e-4 * std::fabs(row.want);
     const bool exact = std::fabs(row.want) > 1e38 || got == row.want;
     suite.expect(close && exact, std::to_string(row.value) + " became " + std::to_string(got));
     suite.expect(reference::rounded(row.dtype, row.value) == got, "rounded() differs from store()");

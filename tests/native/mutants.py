@@ -1,0 +1,226 @@
+"""Do the native tests notice an error? Plants one at a time into a copy of the kernels and expects
+a named test program to fail. Each replacement must apply exactly once, so that this list cannot
+rot silently when the kernels change. Only one instruction set is compiled anew, which keeps it to
+a few minutes; `make mutants` builds what it needs first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Mutant(NamedTuple):
+    name: str
+    file: str  # below the kernels' folder
+    old: str
+    new: str
+    test: str  # the program that must fail
+
+
+MUTANTS = [
+    Mutant(
+        "two gates swapped",
+        "cpu/pack.h",
+        "pack_transposed(w + (gate * H + p * W) * n",
+        "pack_transposed(w + ((gate ^ 1) * H + p * W) * n",
+        "test_forward",
+    ),
+    Mutant(
+        "b_hh forgotten",
+        "cpu/pack.h",
+        "value += to_float(b_hh[gate * H + u]);",
+        "value += 0;",
+        "test_forward",
+    ),
+    Mutant(
+        "tail of y written without a mask",
+        "cpu/forward.h",
+        "store_as(h, y, at.units);",
+        "store_as(h, y);",
+        "test_forward",
+    ),
+    Mutant(
+        "initial h not cleared",
+        "cpu/forward.h",
+        "zeros_[k] = 0;",
+        "zeros_[k] += 0;",
+        "test_forward",
+    ),
+    Mutant(
+        "stale h: a step too early",
+        "cpu/forward.h",
+        "segment.h = y.step(steps_, before);",
+        "segment.h = y.step(steps_, max64(0, before - 1));",
+        "test_forward",
+    ),
+    Mutant(
+        "reverse direction runs forward",
+        "cpu/forward.h",
+        "time_of(int32_t d, int64_t s) const { return d == 0 ? s : q_.T - 1 - s; }",
+        "time_of(int32_t, int64_t s) const { return s; }",
+        "test_forward",
+    ),
+    Mutant(
+        "packed: rows that start later take part",
+        "cpu/forward.h",
+        "s == 0 ? 0 : min64(end, steps_.rows(time_of(d, s - 1)))",
+        "s == 0 ? 0 : end",
+        "test_packed",
+    ),
+    Mutant(
+        "a k-block forgets the one before",
+        "cpu/forward.h",
+        "tile.add(first ? at.start + row * at.start_row : part, first ? at.start_row : G);",
+        "tile.add(at.start + row * at.start_row, at.start_row);",
+        "test_forward",
+    ),
+    Mutant(
+        "strides of x taken for contiguous",
+        "cpu/sequence.h",
+        "return steps.sizes || steps.B == 1 || stride_t == steps.B * stride_b;",
+        "return true;",
+        "test_forward",
+    ),
+    Mutant(
+        "workspace counted too small",
+        "cpu/forward.h",
+        "carver.take<E>(panels_ * q_.B * W);",
+        "carver.take<E>(panels_ * q_.B);",
+        "test_forward",
+    ),
+    Mutant(
+        "no barrier between steps",
+        "cpu/forward.h",
+        "if (barrier) barrier->wait(parties);",
+        "(void)barrier, (void)parties;",
+        "test_threads",
+    ),
+    Mutant(
+        "as many parties as asked for",
+        "cpu/team.h",
+        "static_cast<int32_t>(ceil_div(team.n, chunk))",
+        "static_cast<int32_t>(team.n)",
+        "test_threads",
+    ),
+    Mutant(
+        "NaN clamped away",
+        "cpu/activation.h",
+        "vmax(Vec<E>::set1(-C::kSigmoidLimit), vmin(limit, x))",
+        "vmax(Vec<E>::set1(-C::kSigmoidLimit), vmin(x, limit))",
+        "test_special",
+    ),
+    Mutant(
+        "chunks of backward not joined",
+        "cpu/backward.h",
+        "if (first > 0) keep_later(first, last);",
+        "",
+        "test_backward",
+    ),
+    Mutant(
+        "dh_n of rows that end early lost",
+        "cpu/backward.h",
+        "} else if (dh_n) {",
+        "} else if (dh_n && s == q_.T - 1) {",
+        "test_backward",
+    ),
+    Mutant(
+        "padded units leak an infinite input",
+        "cpu/backward.h",
+        "if (units < W) {  // 0 * Inf",
+        "if (units < 0) {  // 0 * Inf",
+        "test_special",
+    ),
+]
+
+
+def compiled_isa() -> str:
+    """The instruction set to mutate: avx2 where it runs, since its code holds the most tails."""
+    try:
+        return "avx2" if " avx2 " in Path("/proc/cpuinfo").read_text() else "portable"
+    except OSError:
+        return "portable"
+
+
+# Every test program must pass on the copy as it is, or failing on a mutant would tell nothing.
+CONTROLS = [
+    Mutant("nothing changed", "lstm.h", "#pragma once", "#pragma once", test)
+    for test in sorted({mutant.test for mutant in MUTANTS})
+]
+
+
+def plant(mutant: Mutant, kernels: Path, target: Path) -> str | None:
+    """Copies the kernels and applies the mutant; the reason if it does not apply exactly once."""
+    shutil.copytree(kernels, target)
+    path = target / mutant.file
+    text = path.read_text()
+    if text.count(mutant.old) != 1:
+        return f"applies {text.count(mutant.old)} times to {mutant.file}, expected once"
+    path.write_text(text.replace(mutant.old, mutant.new))
+    return None
+
+
+def try_mutant(mutant: Mutant, kernels: Path, build: Path, isa: str) -> str | None:
+    """None when the test fails on the mutant (passes on a control); otherwise what is wrong."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "kernels"
+        problem = plant(mutant, kernels, copy)
+        if problem:
+            return problem
+        changed = [copy / "cpu" / f"{name}.cpp" for name in ("dispatch", "plan", f"isa_{isa}")]
+        kept = [
+            path
+            for path in sorted((build / "kernel").rglob("*.o"))
+            if path.stem not in {source.stem for source in changed}
+        ]
+        shared = [
+            build / f"{name}.o" for name in ("reference", "parallel", "cases", "run", "suite")
+        ]
+        program = Path(folder) / mutant.test
+        command = [os.environ.get("CXX", "g++"), "-std=c++17", "-O1", "-w", "-pthread", f"-I{copy}"]
+        command += [str(path) for path in changed + kept + shared + [build / f"{mutant.test}.o"]]
+        made = subprocess.run([*command, "-o", str(program)], capture_output=True, text=True)
+        if made.returncode != 0:
+            return "does not compile: " + made.stderr.strip().splitlines()[0]
+        run = subprocess.run(
+            [str(program), "--isa", isa, "--seconds", "5"], capture_output=True, text=True
+        )
+        passes = run.returncode == 0
+        if passes == (mutant.old == mutant.new):
+            return None
+        last = (run.stdout.splitlines() or ["no output"])[-1]
+        return f"{mutant.test} {'passes' if passes else 'fails'}: {last}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kernels", type=Path, required=True, help="csrc/kernels")
+    parser.add_argument("--build", type=Path, required=True, help="folder of the built tests")
+    parser.add_argument("--only", default="", help="mutants whose name contains this")
+    arguments = parser.parse_args()
+    isa = compiled_isa()
+    chosen = [mutant for mutant in CONTROLS + MUTANTS if arguments.only in mutant.name]
+    survivors = 0
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        jobs = [
+            (mutant, pool.submit(try_mutant, mutant, arguments.kernels, arguments.build, isa))
+            for mutant in chosen
+        ]
+        for mutant, job in jobs:
+            problem = job.result()
+            survivors += problem is not None
+            said = f"FAIL {mutant.name}: {problem}" if problem else f"seen {mutant.name}"
+            print(f"{said} ({mutant.test})")
+    print(f"mutants ({isa}): {len(chosen) - survivors} passed, {survivors} failed")
+    return 1 if survivors or not chosen else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

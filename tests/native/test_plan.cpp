@@ -1,0 +1,102 @@
+// The plan without a kernel: for any shape, threads and processor it must stay within what was
+// asked, be the same every time, and not share what is too small to share. The processor's cache is
+// an argument, so that plans of other machines than this one are looked at.
+#include <algorithm>
+#include <cstdio>
+
+#include "cpu/plan.h"
+#include "suite.h"
+
+using namespace fused_lstm;
+
+namespace {
+
+struct Draw {
+  Problem problem;
+  cpu::Facts facts;
+  int32_t threads;
+  bool training;
+  std::vector<int64_t> batch_sizes;
+  std::string text;
+};
+
+void draw(Random& random, Draw& d) {
+  Problem& p = d.problem;
+  p = Problem();
+  p.T = random.pick({1, 2, 7, 28, 100, 784, 5000});
+  p.B = random.pick({1, 2, 5, 8, 16, 33, 50, 128, 1025});
+  p.I = random.pick({1, 28, 64, 65, 256, 1024});
+  p.H = p.P = random.pick({1, 7, 100, 128, 512, 1024, 3000});
+  p.D = static_cast<int32_t>(1 + random.below(2));
+  if (random.below(3) == 0) {
+    d.batch_sizes.assign(static_cast<size_t>(p.T), p.B);
+    for (int64_t t = 1; t < p.T; ++t) {
+      d.batch_sizes[t] = std::max<int64_t>(1, d.batch_sizes[t - 1] - random.below(2));
+    }
+    p.batch_sizes = d.batch_sizes.data();
+  }
+  const int64_t dtype = random.below(4);
+  p.dtype = static_cast<DType>(dtype);
+  d.facts.compute_bytes = dtype == 1 ? 8 : 4;
+  d.facts.storage_bytes = static_cast<int32_t>(reference::element_size(p.dtype));
+  d.facts.width = static_cast<int32_t>(random.pick({16, 32, 64})) / d.facts.compute_bytes;
+  d.facts.l2_bytes = random.pick({256 << 10, 512 << 10, 2 << 20});
+  d.threads = static_cast<int32_t>(random.pick({1, 2, 3, 8, 200}));
+  d.training = random.below(2);
+  char text[200];
+  std::snprintf(text, sizeof text,
+                "T=%d B=%d I=%d H=%d D=%d packed=%d %s threads=%d l2=%d width=%d",
+                static_cast<int>(p.T), static_cast<int>(p.B), static_cast<int>(p.I),
+                static_cast<int>(p.H), p.D, p.batch_sizes != nullptr, kDTypeNames[dtype], d.threads,
+                static_cast<int>(d.facts.l2_bytes), d.facts.width);
+  d.text = text;
+}
+
+bool same(const cpu::Plan& a, const cpu::Plan& b) {
+  return a.dot == b.dot && a.fused == b.fused && a.split == b.split && a.threads == b.threads &&
+         a.chunk_steps == b.chunk_steps && a.k_block == b.k_block && a.near_bytes == b.near_bytes;
+}
+
+void expect_sound(Suite& suite, const Draw& d, const cpu::Plan& plan, const std::string& which) {
+  const Problem& p = d.problem;
+  suite.expect(plan.threads >= 1 && plan.threads <= d.threads,
+               which + " has " + std::to_string(plan.threads) + " threads");
+  suite.expect(plan.chunk_steps >= 1 && plan.chunk_steps <= p.T,
+               which + " has chunks of " + std::to_string(plan.chunk_steps) + " steps");
+  suite.expect(plan.k_block >= 1, which + " has no k-block");
+  // Work for one call below ten microseconds is never shared.
+  const int64_t work = cpu::total_rows(p) * 4 * p.H * (p.I + p.P) * p.D;
+  suite.expect(plan.threads == 1 || work >= 500000, which + " shares " + std::to_string(work));
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  Suite suite(argc, argv, "test_plan");
+  Random random(static_cast<uint64_t>(suite.seed()) + 5000);
+  int64_t by_rows = 0, by_units = 0, dots = 0, apart = 0;
+  for (int64_t k = 0; k < suite.random_cases(3000); ++k) {
+    Draw d;
+    draw(random, d);
+    suite.begin(d.text);
+    const cpu::Plan forward = cpu::plan_forward(d.problem, d.training, d.threads, d.facts);
+    const cpu::Plan backward = cpu::plan_backward(d.problem, d.threads, d.facts);
+    expect_sound(suite, d, forward, "forward");
+    expect_sound(suite, d, backward, "backward");
+    suite.expect(same(forward, cpu::plan_forward(d.problem, d.training, d.threads, d.facts)) &&
+                     same(backward, cpu::plan_backward(d.problem, d.threads, d.facts)),
+                 "the plan differs when asked again");
+    by_rows += forward.threads > 1 && forward.split == cpu::Split::kRows;
+    by_units += forward.threads > 1 && forward.split == cpu::Split::kUnits;
+    dots += forward.dot;
+    apart += !forward.fused;
+    suite.end();
+  }
+  suite.begin("variety");
+  suite.expect(by_rows > 0 && by_units > 0 && dots > 0 && apart > 0,
+               "some kind of plan never comes up: rows " + std::to_string(by_rows) + ", units " +
+                   std::to_string(by_units) + ", dot " + std::to_string(dots) + ", input apart " +
+                   std::to_string(apart));
+  suite.end();
+  return suite.finish();
+}
