@@ -46,58 +46,57 @@ struct ActivationConstants<double> {
 };
 
 // x -> 2^(x * log2_base) split as 2^n * (1 + f * q): n integral, |f| <= 1/2.
-template <class E>
-FL_INLINE void split_exp(Vec<E> x, E log2_base, Vec<E>& n, Vec<E>& f, Vec<E>& q) {
-  using C = ActivationConstants<E>;
-  const Vec<E> scale = Vec<E>::set1(log2_base);
+template <class V>
+FL_INLINE void split_exp(const V& x, typename V::Element log2_base, V& n, V& f, V& q) {
+  using C = ActivationConstants<typename V::Element>;
+  const V scale = V::set1(log2_base);
   n = round_product(x, scale);
   f = fms(x, scale, n);
-  q = Vec<E>::set1(C::kExp2m1[C::kTerms - 1]);
+  q = V::set1(C::kExp2m1[C::kTerms - 1]);
 #pragma GCC unroll 16
-  for (int i = C::kTerms - 2; i >= 0; --i) q = fma(q, f, Vec<E>::set1(C::kExp2m1[i]));
+  for (int i = C::kTerms - 2; i >= 0; --i) q = fma(q, f, V::set1(C::kExp2m1[i]));
 }
 
 // 1 / (a + b) for a = 1 or 2 and a + b far below 2^24 (2^53), as if a + b had not been rounded:
 // what the sum loses is known exactly, and is worth a third of the whole error.
-template <class E>
-FL_INLINE Vec<E> reciprocal_of_sum(Vec<E> a, Vec<E> b) {
-  Vec<E> sum = a + b;
-  __asm__("" : FUSED_LSTM_OPAQUE(sum.v));
+template <class V>
+FL_INLINE V reciprocal_of_sum(const V& a, const V& b) {
+  const V sum = opaque(a + b);  // or the compiler may cancel it below
   return reciprocal(sum, b - (sum - a));
 }
 
-template <class E>
-FL_INLINE Vec<E> sigmoid(Vec<E> x) {
-  using C = ActivationConstants<E>;
-  const Vec<E> one = Vec<E>::set1(1), limit = Vec<E>::set1(C::kSigmoidLimit);
-  x = vmax(Vec<E>::set1(-C::kSigmoidLimit), vmin(limit, x));
-  Vec<E> n, f, q;
-  split_exp(x, -C::kLog2e, n, f, q);
+template <class V>
+FL_INLINE V sigmoid(const V& x) {
+  using C = ActivationConstants<typename V::Element>;
+  const V one = V::set1(1), limit = V::set1(C::kSigmoidLimit);
+  const V bounded = vmax(V::set1(-C::kSigmoidLimit), vmin(limit, x));
+  V n, f, q;
+  split_exp(bounded, -C::kLog2e, n, f, q);
   return reciprocal_of_sum(one, scale2(fma(f, q, one), n));
 }
 
 // x + x^3 * P(x^2) keeps small x exact, 1 - 2 / (1 + e^(2|x|)) loses nothing on large ones.
-template <class E>
-FL_INLINE Vec<E> tanh(Vec<E> x) {
-  using C = ActivationConstants<E>;
-  const Vec<E> one = Vec<E>::set1(1), two = Vec<E>::set1(2);
-  const Vec<E> size = vmin(Vec<E>::set1(C::kTanhLimit), absolute(x));
-  Vec<E> n, f, q;
+template <class V>
+FL_INLINE V tanh(const V& x) {
+  using C = ActivationConstants<typename V::Element>;
+  const V one = V::set1(1), two = V::set1(2);
+  const V size = vmin(V::set1(C::kTanhLimit), absolute(x));
+  V n, f, q;
   split_exp(size, 2 * C::kLog2e, n, f, q);
-  const Vec<E> large = fnma(two, reciprocal(one + scale2(fma(f, q, one), n)), one);
-  const Vec<E> square = x * x;
-  Vec<E> p = Vec<E>::set1(C::kTanh[C::kTanhTerms - 1]);
+  const V large = fnma(two, reciprocal(one + scale2(fma(f, q, one), n)), one);
+  const V square = x * x;
+  V p = V::set1(C::kTanh[C::kTanhTerms - 1]);
 #pragma GCC unroll 16
-  for (int i = C::kTanhTerms - 2; i >= 0; --i) p = fma(p, square, Vec<E>::set1(C::kTanh[i]));
-  const Vec<E> small = fma(p * square, x, x);
-  return select_greater(size, Vec<E>::set1(E(0.55)), with_sign_of(x, large), small);
+  for (int i = C::kTanhTerms - 2; i >= 0; --i) p = fma(p, square, V::set1(C::kTanh[i]));
+  const V small = fma(p * square, x, x);
+  return select_greater(size, V::set1(typename V::Element(0.55)), with_sign_of(x, large), small);
 }
 
-template <class E>
-FL_INLINE Vec<E> one_minus(Vec<E> x) {
-  return Vec<E>::set1(1) - x;
+template <class V>
+FL_INLINE V one_minus(const V& x) {
+  return V::set1(1) - x;
 }
-template <class E>
-FL_INLINE Vec<E> one_minus_square(Vec<E> x) {
-  return fnma(x, x, Vec<E>::set1(1));
+template <class V>
+FL_INLINE V one_minus_square(const V& x) {
+  return fnma(x, x, V::set1(1));
 }

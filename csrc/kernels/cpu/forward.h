@@ -91,6 +91,7 @@ class Forward {
  private:
   static constexpr bool kConverts = !std::is_same<S, E>::value;
   static constexpr int kMaxParts = 256;
+  static constexpr int kCellRows = kRegisters == 32 ? 3 : 2;  // cells computed side by side
 
   // One direction's data.
   struct Side {
@@ -271,34 +272,46 @@ class Forward {
     // Through memory: indexing the tile by a running row would keep it out of registers all along.
     alignas(64) E sums[R * G];
     tile.store(sums, G);
+    int r = 0;
 #pragma GCC unroll 1
-    for (int r = 0; r < R; ++r) {
-      const E* z = sums + r * G;
-      finish_row(at,
-                 Gates<Vec<E>>{Vec<E>::load(z), Vec<E>::load(z + W), Vec<E>::load(z + 2 * W),
-                               Vec<E>::load(z + 3 * W)},
-                 row + r);
-    }
+    for (; r + kCellRows <= R; r += kCellRows) finish_rows<kCellRows>(at, sums + r * G, row + r);
+#pragma GCC unroll 1
+    for (; r < R; ++r) finish_rows<1>(at, sums + r * G, row + r);
   }
-  static FL_INLINE void finish_row(const Context& at, Gates<Vec<E>> gate, int64_t b) {
-    const Vec<E> c_prev = Vec<E>::load(at.c_in + b * W);
-    Vec<E> c, h;
-    cell_forward(gate, c_prev, c, h);
-    c.store(at.c_out + b * W);
-    if (at.gates) {
-      S* saved = at.gates + b * G;
-      store_as(gate.i, saved);
-      store_as(gate.f, saved + W);
-      store_as(gate.g, saved + 2 * W);
-      store_as(gate.o, saved + 3 * W);
+  // N rows of pre-activations, [N][gate][W].
+  template <int N>
+  static FL_INLINE void finish_rows(const Context& at, const E* sums, int64_t row) {
+    Gates<Rows<E, N>> gate;
+    Rows<E, N> c_prev, c, h;
+#pragma GCC unroll 4
+    for (int i = 0; i < N; ++i) {
+      const E* z = sums + i * G;
+      gate.i.v[i] = Vec<E>::load(z);
+      gate.f.v[i] = Vec<E>::load(z + W);
+      gate.g.v[i] = Vec<E>::load(z + 2 * W);
+      gate.o.v[i] = Vec<E>::load(z + 3 * W);
+      c_prev.v[i] = Vec<E>::load(at.c_in + (row + i) * W);
     }
-    S* y = at.y + b * at.y_row;
-    if (at.units == W) {
-      store_as(h, y);
-      if (kConverts) load_as(Tag<E>{}, y).store(at.h_copy + b * at.P);
-    } else {
-      store_as(h, y, at.units);
-      if (kConverts) load_as(Tag<E>{}, y, at.units).store(at.h_copy + b * at.P, at.units);
+    cell_forward(gate, c_prev, c, h);
+#pragma GCC unroll 4
+    for (int i = 0; i < N; ++i) {
+      const int64_t b = row + i;
+      c.v[i].store(at.c_out + b * W);
+      if (at.gates) {
+        S* saved = at.gates + b * G;
+        store_as(gate.i.v[i], saved);
+        store_as(gate.f.v[i], saved + W);
+        store_as(gate.g.v[i], saved + 2 * W);
+        store_as(gate.o.v[i], saved + 3 * W);
+      }
+      S* y = at.y + b * at.y_row;
+      if (at.units == W) {
+        store_as(h.v[i], y);
+        if (kConverts) load_as(Tag<E>{}, y).store(at.h_copy + b * at.P);
+      } else {
+        store_as(h.v[i], y, at.units);
+        if (kConverts) load_as(Tag<E>{}, y, at.units).store(at.h_copy + b * at.P, at.units);
+      }
     }
   }
 
@@ -369,18 +382,19 @@ class Forward {
     const S* w_hh = static_cast<const S*>(q_.weights[d].w_hh);
     const Segment& segment = *at.segment;
     for (int64_t b = segment.begin; b < segment.end; ++b) {
-      Vec<E> z[4];
+      alignas(64) E z[G];
 #pragma GCC unroll 1
       for (int gate = 0; gate < 4; ++gate) {
         const int64_t unit = gate * q_.H + p * W;
-        z[gate] = Vec<E>::load(at.start + b * at.start_row + gate * W) +
-                  dot_rows(w_hh + unit * q_.P, q_.P, at.units, segment.h + b * segment.h_row, q_.P);
+        Vec<E> total =
+            Vec<E>::load(at.start + b * at.start_row + gate * W) +
+            dot_rows(w_hh + unit * q_.P, q_.P, at.units, segment.h + b * segment.h_row, q_.P);
         if (plan_.fused) {
-          z[gate] =
-              z[gate] + dot_rows(w_ih + unit * q_.I, q_.I, at.units, at.x + b * at.x_row, q_.I);
+          total = total + dot_rows(w_ih + unit * q_.I, q_.I, at.units, at.x + b * at.x_row, q_.I);
         }
+        total.store(z + gate * W);
       }
-      finish_row(at, Gates<Vec<E>>{z[0], z[1], z[2], z[3]}, b);
+      finish_rows<1>(at, z, b);
     }
   }
 

@@ -21,6 +21,7 @@ struct Vec;
 
 template <>
 struct Vec<float> {
+  using Element = float;
   static constexpr int kWidth = 16;
   __m512 v;
   static __mmask16 mask(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
@@ -72,6 +73,7 @@ FL_INLINE float sum(Vec<float> x) { return _mm512_reduce_add_ps(x.v); }
 
 template <>
 struct Vec<double> {
+  using Element = double;
   static constexpr int kWidth = 8;
   __m512d v;
   static __mmask8 mask(int n) { return static_cast<__mmask8>((1u << n) - 1u); }
@@ -139,6 +141,7 @@ FL_INLINE void store_as(Vec<float> x, Float16* p) {
 
 template <>
 struct Vec<float> {
+  using Element = float;
   static constexpr int kWidth = 8;
   __m256 v;
   static FL_INLINE __m256i mask(int n) {
@@ -191,6 +194,7 @@ FL_INLINE float sum(Vec<float> x) {
 
 template <>
 struct Vec<double> {
+  using Element = double;
   static constexpr int kWidth = 4;
   __m256d v;
   static FL_INLINE __m256i mask(int n) {
@@ -267,24 +271,25 @@ FL_INLINE void store_as(Vec<float> x, Float16* p) {
 
 #else  // vector extensions of GCC and clang
 
-template <class Element>
+template <class Lane>
 struct Vec {
-  static constexpr int kWidth = FUSED_LSTM_VECTOR_BYTES / sizeof(Element);
-  typedef Element Lanes __attribute__((vector_size(FUSED_LSTM_VECTOR_BYTES)));
+  using Element = Lane;
+  static constexpr int kWidth = FUSED_LSTM_VECTOR_BYTES / sizeof(Lane);
+  typedef Lane Lanes __attribute__((vector_size(FUSED_LSTM_VECTOR_BYTES)));
   Lanes v;
-  static FL_INLINE Vec set1(Element x) { return {x - Lanes{}}; }
-  static FL_INLINE Vec load(const Element* p) {
+  static FL_INLINE Vec set1(Lane x) { return {x - Lanes{}}; }
+  static FL_INLINE Vec load(const Lane* p) {
     Vec r;
     __builtin_memcpy(&r.v, p, sizeof(Lanes));
     return r;
   }
-  static FL_INLINE Vec load(const Element* p, int n) {
+  static FL_INLINE Vec load(const Lane* p, int n) {
     Vec r = set1(0);
     for (int i = 0; i < n; ++i) r.v[i] = p[i];
     return r;
   }
-  FL_INLINE void store(Element* p) const { __builtin_memcpy(p, &v, sizeof(Lanes)); }
-  FL_INLINE void store(Element* p, int n) const {
+  FL_INLINE void store(Lane* p) const { __builtin_memcpy(p, &v, sizeof(Lanes)); }
+  FL_INLINE void store(Lane* p, int n) const {
     for (int i = 0; i < n; ++i) p[i] = v[i];
   }
 };
@@ -412,3 +417,93 @@ FL_INLINE Vec<E> first_lanes(Vec<E> x, int n) {
   x.store(lanes);
   return Vec<E>::load(lanes, n);
 }
+
+// N independent vectors that go through the same operations side by side. One cell is a chain of
+// some 150 dependent cycles, longer than the processor's scheduler looks ahead: two or three chains
+// in turn keep it busy.
+template <class E, int N>
+struct Rows {
+  using Element = E;
+  Vec<E> v[N];
+  static FL_INLINE Rows set1(E x) {
+    Rows r;
+#pragma GCC unroll 4
+    for (int i = 0; i < N; ++i) r.v[i] = Vec<E>::set1(x);
+    return r;
+  }
+};
+#define FUSED_LSTM_EACH(expression)                                          \
+  Rows<E, N> r;                                                              \
+  _Pragma("GCC unroll 4") for (int i = 0; i < N; ++i) r.v[i] = (expression); \
+  return r
+template <class E, int N>
+FL_INLINE Rows<E, N> absolute(const Rows<E, N>& a) {
+  FUSED_LSTM_EACH(absolute(a.v[i]));
+}
+template <class E, int N>
+FL_INLINE Rows<E, N> reciprocal(const Rows<E, N>& a) {
+  FUSED_LSTM_EACH(reciprocal(a.v[i]));
+}
+template <class E, int N>
+FL_INLINE Rows<E, N> operator+(const Rows<E, N>& a, const Rows<E, N>& b) {
+  FUSED_LSTM_EACH(a.v[i] + b.v[i]);
+}
+template <class E, int N>
+FL_INLINE Rows<E, N> operator-(const Rows<E, N>& a, const Rows<E, N>& b) {
+  FUSED_LSTM_EACH(a.v[i] - b.v[i]);
+}
+template <class E, int N>
+FL_INLINE Rows<E, N> operator*(const Rows<E, N>& a, const Rows<E, N>& b) {
+  FUSED_LSTM_EACH(a.v[i] * b.v[i]);
+}
+template <class E, int N>
+FL_INLINE Rows<E, N> vmin(const Rows<E, N>& a, const Rows<E, N>& b) {
+  FUSED_LSTM_EACH(vmin(a.v[i], b.v[i]));
+}
+template <class E, int N>
+FL_INLINE Rows<E, N> vmax(const Rows<E, N>& a, const Rows<E, N>& b) {
+  FUSED_LSTM_EACH(vmax(a.v[i], b.v[i]));
+}
+template <class E, int N>
+FL_INLINE Rows<E, N> scale2(const Rows<E, N>& a, const Rows<E, N>& b) {
+  FUSED_LSTM_EACH(scale2(a.v[i], b.v[i]));
+}
+template <class E, int N>
+FL_INLINE Rows<E, N> round_product(const Rows<E, N>& a, const Rows<E, N>& b) {
+  FUSED_LSTM_EACH(round_product(a.v[i], b.v[i]));
+}
+template <class E, int N>
+FL_INLINE Rows<E, N> reciprocal(const Rows<E, N>& a, const Rows<E, N>& b) {
+  FUSED_LSTM_EACH(reciprocal(a.v[i], b.v[i]));
+}
+template <class E, int N>
+FL_INLINE Rows<E, N> with_sign_of(const Rows<E, N>& a, const Rows<E, N>& b) {
+  FUSED_LSTM_EACH(with_sign_of(a.v[i], b.v[i]));
+}
+template <class E, int N>
+FL_INLINE Rows<E, N> fma(const Rows<E, N>& a, const Rows<E, N>& b, const Rows<E, N>& c) {
+  FUSED_LSTM_EACH(fma(a.v[i], b.v[i], c.v[i]));
+}
+template <class E, int N>
+FL_INLINE Rows<E, N> fnma(const Rows<E, N>& a, const Rows<E, N>& b, const Rows<E, N>& c) {
+  FUSED_LSTM_EACH(fnma(a.v[i], b.v[i], c.v[i]));
+}
+template <class E, int N>
+FL_INLINE Rows<E, N> fms(const Rows<E, N>& a, const Rows<E, N>& b, const Rows<E, N>& c) {
+  FUSED_LSTM_EACH(fms(a.v[i], b.v[i], c.v[i]));
+}
+template <class E, int N>
+FL_INLINE Rows<E, N> select_greater(const Rows<E, N>& a, const Rows<E, N>& b, const Rows<E, N>& yes,
+                                    const Rows<E, N>& no) {
+  FUSED_LSTM_EACH(select_greater(a.v[i], b.v[i], yes.v[i], no.v[i]));
+}
+template <class E>
+FL_INLINE Vec<E> opaque(Vec<E> x) {
+  __asm__("" : FUSED_LSTM_OPAQUE(x.v));
+  return x;
+}
+template <class E, int N>
+FL_INLINE Rows<E, N> opaque(const Rows<E, N>& a) {
+  FUSED_LSTM_EACH(opaque(a.v[i]));
+}
+#undef FUSED_LSTM_EACH
