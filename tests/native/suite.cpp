@@ -167,6 +167,11 @@ constexpr Tolerance kTolerances[4] = {
 double forward_tolerance(const Case& c) { return kTolerances[c.dtype].forward; }
 double gradient_tolerance(const Case& c) { return kTolerances[c.dtype].gradient; }
 
+int runs_of(int64_t isa, size_t k) {
+  const bool emulated = isa == static_cast<int64_t>(fused_lstm::Isa::kEmulated512);
+  return !emulated ? 2 : k % 2 == 0 ? 1 : 0;
+}
+
 void draw_run(Random& random, Case& c) {
   c.threads = random.pick({1, 2, 3, 5});
   c.par = c.threads == 1 ? kSerial : 1 + random.below(kParallelKinds - 1);

@@ -62,5 +62,7 @@ double gradient_tolerance(const Case& c);
 // Sizes chosen to be awkward, every dtype's share of them, options drawn from the seed.
 std::vector<Case> shape_grid(int64_t dtype, uint64_t seed);
 Case random_case(Random& random, int64_t dtype);
+// How often the k-th case of a grid runs under an instruction set: the emulation is slow.
+int runs_of(int64_t isa, size_t k);
 // Draws how a case runs: kind of Parallel and threads, for forward and backward.
 void draw_run(Random& random, Case& c);

@@ -46,12 +46,13 @@ int main(int argc, char** argv) {
     std::vector<Case> cases = shape_grid(dtype, static_cast<uint64_t>(suite.seed()) + 1000);
     const int64_t extra = suite.random_cases(dtype == 0 ? 80 : 40);
     for (int64_t k = 0; k < extra; ++k) cases.push_back(random_case(random, dtype));
-    for (Case c : cases) {
+    for (size_t k = 0; k < cases.size(); ++k) {
+      Case c = cases[k];
       const Data data(c);
       const reference::Backward want = reference::backward(data.problem, data.incoming);
       for (int64_t isa : suite.isas()) {
         c.isa = isa;
-        for (int run = 0; run < 2; ++run) {
+        for (int run = 0; run < runs_of(isa, k); ++run) {
           draw_run(random, c);
           check(suite, c, data, want);
         }
