@@ -59,15 +59,29 @@ struct Tile {
         (Vec<E>::load(q) + acc[r][j]).store(q);
       }
   }
+  // One k. Whichever operand needs fewer registers is held, the other passes by: 3x4 fills 16
+  // registers to the last one, and a single vector more would spill.
   FL_INLINE void step(const E* a, int64_t a_row, const E* w) {
-    Vec<E> b[NV];
-#pragma GCC unroll 4
-    for (int j = 0; j < NV; ++j) b[j] = Vec<E>::load(w + j * Vec<E>::kWidth);
+    if constexpr (R < NV) {
+      Vec<E> x[R];
 #pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) {
-      const Vec<E> x = Vec<E>::set1(a[r * a_row]);
+      for (int r = 0; r < R; ++r) x[r] = Vec<E>::set1(a[r * a_row]);
 #pragma GCC unroll 4
-      for (int j = 0; j < NV; ++j) acc[r][j] = fma(x, b[j], acc[r][j]);
+      for (int j = 0; j < NV; ++j) {
+        const Vec<E> b = Vec<E>::load(w + j * Vec<E>::kWidth);
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) acc[r][j] = fma(x[r], b, acc[r][j]);
+      }
+    } else {
+      Vec<E> b[NV];
+#pragma GCC unroll 4
+      for (int j = 0; j < NV; ++j) b[j] = Vec<E>::load(w + j * Vec<E>::kWidth);
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) {
+        const Vec<E> x = Vec<E>::set1(a[r * a_row]);
+#pragma GCC unroll 4
+        for (int j = 0; j < NV; ++j) acc[r][j] = fma(x, b[j], acc[r][j]);
+      }
     }
   }
   FL_INLINE void accumulate(const E* a, int64_t a_row, int64_t a_k, const E* w, int64_t w_k,
