@@ -43,8 +43,8 @@ MUTANTS = [
     Mutant(
         "tail of y written without a mask",
         "cpu/forward.h",
-        "store_as(h, y, at.units);",
-        "store_as(h, y);",
+        "store_as(h.v[i], y, at.units);",
+        "store_as(h.v[i], y);",
         "test_forward",
     ),
     Mutant(
@@ -113,8 +113,8 @@ MUTANTS = [
     Mutant(
         "NaN clamped away",
         "cpu/activation.h",
-        "vmax(Vec<E>::set1(-C::kSigmoidLimit), vmin(limit, x))",
-        "vmax(Vec<E>::set1(-C::kSigmoidLimit), vmin(x, limit))",
+        "vmax(V::set1(-C::kSigmoidLimit), vmin(limit, x))",
+        "vmax(V::set1(-C::kSigmoidLimit), vmin(x, limit))",
         "test_special",
     ),
     Mutant(
