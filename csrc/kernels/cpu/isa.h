@@ -24,7 +24,7 @@ struct Tag {};
 #include "backward.h"
 // clang-format on
 
-// Calls f.template operator()<S, E>() for the stored and the computed type of dtype.
+// Calls f(s, e) with a value of the stored and of the computed type of dtype.
 template <class F>
 auto with_types(DType dtype, const F& f) {
   switch (dtype) {

@@ -87,7 +87,6 @@ Plan plan_forward(const Problem& problem, bool training, int32_t threads, const 
 
 Plan plan_backward(const Problem& problem, int32_t threads, const Facts& facts) {
   Plan plan;
-  plan.near_bytes = facts.l2_bytes / 2;
   const int64_t rows = total_rows(problem);
   plan.dot = rows <= (facts.storage_bytes < facts.compute_bytes ? 1 : 4);
   plan.chunk_steps = min_of(problem.T, max_of(1, kBackwardChunkRows / problem.B));
