@@ -23,6 +23,7 @@ enum class Status : int32_t {
   kBadArgument = 1,        // a size below 1 (B = 0 must be handled by the caller), a null pointer
   kUnsupported = 2,        // this dtype or option has no kernel
   kWorkspaceTooSmall = 3,  // fewer bytes than *_workspace_bytes() asked for
+  kLaunchFailed = 4,       // CUDA or its BLAS refused; cuda::last_error() says why
 };
 
 // The weights of one direction, each contiguous, in the problem's dtype.
