@@ -51,23 +51,43 @@ FL_INLINE Vec<float> absolute(Vec<float> x) { return {_mm512_abs_ps(x.v)}; }
 FL_INLINE Vec<float> with_sign_of(Vec<float> x, Vec<float> magnitude) {
   return {_mm512_or_ps(magnitude.v, _mm512_and_ps(x.v, _mm512_set1_ps(-0.0)))};
 }
-// a > b ? yes : no
-FL_INLINE Vec<float> select_greater(Vec<float> a, Vec<float> b, Vec<float> yes, Vec<float> no) {
-  return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ), no.v, yes.v)};
-}
 // x * 2^n for an integral n.
 FL_INLINE Vec<float> scale2(Vec<float> x, Vec<float> n) { return {_mm512_scalef_ps(x.v, n.v)}; }
-// 1 / x, and 1 / (x + low) with |low| below an ulp of x, within 1 ulp: the divider is slow at 512
-// bits, so a Newton step on an estimate of 14 bits.
-FL_INLINE Vec<float> reciprocal(Vec<float> x) {
-  const __m512 estimate = _mm512_rcp14_ps(x.v);
-  const __m512 error = _mm512_fnmadd_ps(x.v, estimate, _mm512_set1_ps(1.0f));
-  return {_mm512_fmadd_ps(estimate, error, estimate)};
-}
+// 1 / (x + low) with |low| below an ulp of x, within 1 ulp: the divider is slow at 512 bits, so a
+// Newton step on an estimate of 14 bits.
 FL_INLINE Vec<float> reciprocal(Vec<float> x, Vec<float> low) {
   const __m512 estimate = _mm512_rcp14_ps(x.v);
   const __m512 error = _mm512_fnmadd_ps(x.v, estimate, _mm512_set1_ps(1.0f));
   return {_mm512_fmadd_ps(estimate, _mm512_fnmadd_ps(low.v, estimate, error), estimate)};
+}
+// a / b to the last place: the estimate's error is taken from the exact remainder.
+FL_INLINE Vec<float> quotient(Vec<float> a, Vec<float> b) {
+  const __m512 estimate = _mm512_rcp14_ps(b.v);
+  const __m512 first = _mm512_mul_ps(a.v, estimate);
+  return {_mm512_fmadd_ps(_mm512_fnmadd_ps(first, b.v, a.v), estimate, first)};
+}
+// x * scale rounded to a multiple of 1/16, and 2^of that, as e (1 + low), from a table of the 16
+// fractions: e's bits are those of 2^(k/16) plus n in the exponent, where k is the low four bits of
+// the rounded sum and n what stands above them. |x * scale| < 126.
+FL_INLINE Vec<float> table_power(Vec<float> x, Vec<float> scale, Vec<float>& e, Vec<float>& low) {
+  // 2^(k/16) less k << 19, which the shift below brings in beside n.
+  const __m512i high_bits =
+      _mm512_setr_epi32(0x3f800000, 0x3f7daac3, 0x3f7b95c2, 0x3f79c3d3, 0x3f7837f0, 0x3f76f532,
+                        0x3f75fed7, 0x3f75583f, 0x3f7504f3, 0x3f7508a4, 0x3f75672a, 0x3f76248c,
+                        0x3f7744fd, 0x3f78ccdf, 0x3f7ac0c7, 0x3f7d257d);
+  // What 2^(k/16) loses in float, relatively.
+  const __m512 low_part = _mm512_setr_ps(
+      0.0f, 4.62854715e-08f, -1.19921575e-08f, 4.72978243e-08f, 3.19341815e-08f, 3.62105723e-08f,
+      -3.09907193e-08f, -7.47521334e-09f, 1.71142709e-08f, -3.04768335e-08f, 5.23333421e-09f,
+      6.10759177e-09f, -1.47196051e-08f, -5.25879518e-09f, -6.12825968e-09f, 5.14060927e-09f);
+  const __m512 magic = _mm512_set1_ps(786432.0f);  // 1.5 * 2^19: its last place is 1/16
+  __m512 shifted = _mm512_fmadd_ps(x.v, scale.v, magic);
+  __asm__("" : FUSED_LSTM_OPAQUE(shifted));  // or the compiler may cancel magic
+  const __m512i k = _mm512_castps_si512(shifted);
+  e.v = _mm512_castsi512_ps(
+      _mm512_add_epi32(_mm512_permutexvar_epi32(k, high_bits), _mm512_slli_epi32(k, 19)));
+  low.v = _mm512_permutexvar_ps(k, low_part);
+  return {_mm512_sub_ps(shifted, magic)};
 }
 FL_INLINE float sum(Vec<float> x) { return _mm512_reduce_add_ps(x.v); }
 
@@ -102,15 +122,10 @@ FL_INLINE Vec<double> absolute(Vec<double> x) { return {_mm512_abs_pd(x.v)}; }
 FL_INLINE Vec<double> with_sign_of(Vec<double> x, Vec<double> magnitude) {
   return {_mm512_or_pd(magnitude.v, _mm512_and_pd(x.v, _mm512_set1_pd(-0.0)))};
 }
-// a > b ? yes : no
-FL_INLINE Vec<double> select_greater(Vec<double> a, Vec<double> b, Vec<double> yes,
-                                     Vec<double> no) {
-  return {_mm512_mask_blend_pd(_mm512_cmp_pd_mask(a.v, b.v, _CMP_GT_OQ), no.v, yes.v)};
-}
 FL_INLINE Vec<double> scale2(Vec<double> x, Vec<double> n) { return {_mm512_scalef_pd(x.v, n.v)}; }
-FL_INLINE Vec<double> reciprocal(Vec<double> x) { return {_mm512_div_pd(_mm512_set1_pd(1), x.v)}; }
+FL_INLINE Vec<double> quotient(Vec<double> a, Vec<double> b) { return {_mm512_div_pd(a.v, b.v)}; }
 FL_INLINE Vec<double> reciprocal(Vec<double> x, Vec<double> low) {
-  const Vec<double> inverse = reciprocal(x);
+  const Vec<double> inverse = quotient(Vec<double>::set1(1), x);
   return fnma(low * inverse, inverse, inverse);
 }
 FL_INLINE double sum(Vec<double> x) { return _mm512_reduce_add_pd(x.v); }
@@ -173,17 +188,14 @@ FL_INLINE Vec<float> absolute(Vec<float> x) {
 FL_INLINE Vec<float> with_sign_of(Vec<float> x, Vec<float> magnitude) {
   return {_mm256_or_ps(magnitude.v, _mm256_and_ps(x.v, _mm256_set1_ps(-0.0)))};
 }
-FL_INLINE Vec<float> select_greater(Vec<float> a, Vec<float> b, Vec<float> yes, Vec<float> no) {
-  return {_mm256_blendv_ps(no.v, yes.v, _mm256_cmp_ps(a.v, b.v, _CMP_GT_OQ))};
-}
 // x * 2^n for an integral n in [-126, 127].
 FL_INLINE Vec<float> scale2(Vec<float> x, Vec<float> n) {
   const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n.v), _mm256_set1_epi32(127));
   return {_mm256_mul_ps(x.v, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)))};
 }
-FL_INLINE Vec<float> reciprocal(Vec<float> x) { return {_mm256_div_ps(_mm256_set1_ps(1), x.v)}; }
+FL_INLINE Vec<float> quotient(Vec<float> a, Vec<float> b) { return {_mm256_div_ps(a.v, b.v)}; }
 FL_INLINE Vec<float> reciprocal(Vec<float> x, Vec<float> low) {
-  const Vec<float> inverse = reciprocal(x);
+  const Vec<float> inverse = quotient(Vec<float>::set1(1), x);
   return fnma(low * inverse, inverse, inverse);
 }
 FL_INLINE float sum(Vec<float> x) {
@@ -226,18 +238,14 @@ FL_INLINE Vec<double> absolute(Vec<double> x) {
 FL_INLINE Vec<double> with_sign_of(Vec<double> x, Vec<double> magnitude) {
   return {_mm256_or_pd(magnitude.v, _mm256_and_pd(x.v, _mm256_set1_pd(-0.0)))};
 }
-FL_INLINE Vec<double> select_greater(Vec<double> a, Vec<double> b, Vec<double> yes,
-                                     Vec<double> no) {
-  return {_mm256_blendv_pd(no.v, yes.v, _mm256_cmp_pd(a.v, b.v, _CMP_GT_OQ))};
-}
 FL_INLINE Vec<double> scale2(Vec<double> x, Vec<double> n) {  // n in [-1022, 1023]
   const __m256i exponent =
       _mm256_add_epi64(_mm256_cvtepi32_epi64(_mm256_cvtpd_epi32(n.v)), _mm256_set1_epi64x(1023));
   return {_mm256_mul_pd(x.v, _mm256_castsi256_pd(_mm256_slli_epi64(exponent, 52)))};
 }
-FL_INLINE Vec<double> reciprocal(Vec<double> x) { return {_mm256_div_pd(_mm256_set1_pd(1), x.v)}; }
+FL_INLINE Vec<double> quotient(Vec<double> a, Vec<double> b) { return {_mm256_div_pd(a.v, b.v)}; }
 FL_INLINE Vec<double> reciprocal(Vec<double> x, Vec<double> low) {
-  const Vec<double> inverse = reciprocal(x);
+  const Vec<double> inverse = quotient(Vec<double>::set1(1), x);
   return fnma(low * inverse, inverse, inverse);
 }
 FL_INLINE double sum(Vec<double> x) {
@@ -333,10 +341,6 @@ template <class E>
 FL_INLINE Vec<E> with_sign_of(Vec<E> x, Vec<E> magnitude) {
   return {x.v < E(0) ? -magnitude.v : magnitude.v};
 }
-template <class E>
-FL_INLINE Vec<E> select_greater(Vec<E> a, Vec<E> b, Vec<E> yes, Vec<E> no) {
-  return {a.v > b.v ? yes.v : no.v};
-}
 FL_INLINE Vec<float> scale2(Vec<float> x, Vec<float> n) {
   typedef int32_t Bits __attribute__((vector_size(FUSED_LSTM_VECTOR_BYTES)));
   const Bits exponent = (__builtin_convertvector(n.v, Bits) + 127) << 23;
@@ -348,12 +352,12 @@ FL_INLINE Vec<double> scale2(Vec<double> x, Vec<double> n) {
   return {x.v * reinterpret_cast<Vec<double>::Lanes>(exponent)};
 }
 template <class E>
-FL_INLINE Vec<E> reciprocal(Vec<E> x) {
-  return {Vec<E>::set1(1).v / x.v};
+FL_INLINE Vec<E> quotient(Vec<E> a, Vec<E> b) {
+  return {a.v / b.v};
 }
 template <class E>
 FL_INLINE Vec<E> reciprocal(Vec<E> x, Vec<E> low) {
-  const Vec<E> inverse = reciprocal(x);
+  const Vec<E> inverse = quotient(Vec<E>::set1(1), x);
   return fnma(low * inverse, inverse, inverse);
 }
 template <class E>
@@ -374,6 +378,12 @@ FL_INLINE void store_as(Vec<float> x, Half* p) {
 }
 
 #endif
+
+// Whether Vec<E> has table_power().
+template <class E>
+constexpr bool has_power_table() {
+  return FUSED_LSTM_SIMD == 3 && std::is_same<E, float>::value;
+}
 
 // a * b rounded to an integer, |a * b| far below 2^22 (2^51): the sum with 1.5 * 2^23 (1.5 * 2^52)
 // has no bits left for a fraction.
@@ -441,10 +451,6 @@ FL_INLINE Rows<E, N> absolute(const Rows<E, N>& a) {
   FUSED_LSTM_EACH(absolute(a.v[i]));
 }
 template <class E, int N>
-FL_INLINE Rows<E, N> reciprocal(const Rows<E, N>& a) {
-  FUSED_LSTM_EACH(reciprocal(a.v[i]));
-}
-template <class E, int N>
 FL_INLINE Rows<E, N> operator+(const Rows<E, N>& a, const Rows<E, N>& b) {
   FUSED_LSTM_EACH(a.v[i] + b.v[i]);
 }
@@ -493,9 +499,13 @@ FL_INLINE Rows<E, N> fms(const Rows<E, N>& a, const Rows<E, N>& b, const Rows<E,
   FUSED_LSTM_EACH(fms(a.v[i], b.v[i], c.v[i]));
 }
 template <class E, int N>
-FL_INLINE Rows<E, N> select_greater(const Rows<E, N>& a, const Rows<E, N>& b, const Rows<E, N>& yes,
-                                    const Rows<E, N>& no) {
-  FUSED_LSTM_EACH(select_greater(a.v[i], b.v[i], yes.v[i], no.v[i]));
+FL_INLINE Rows<E, N> quotient(const Rows<E, N>& a, const Rows<E, N>& b) {
+  FUSED_LSTM_EACH(quotient(a.v[i], b.v[i]));
+}
+template <class E, int N>
+FL_INLINE Rows<E, N> table_power(const Rows<E, N>& x, const Rows<E, N>& scale, Rows<E, N>& e,
+                                 Rows<E, N>& low) {
+  FUSED_LSTM_EACH(table_power(x.v[i], scale.v[i], e.v[i], low.v[i]));
 }
 template <class E>
 FL_INLINE Vec<E> opaque(Vec<E> x) {
