@@ -3,7 +3,7 @@
 //
 //   i = sigmoid(zi)  f = sigmoid(zf)  g = tanh(zg)  o = sigmoid(zo)
 //   c = f * c_prev + i * g
-//   h = o * tanh(c)
+//   h = o * tanh(c), or with a projection h = W_hr (o * tanh(c))
 //
 // Source: Hochreiter & Schmidhuber (1997) with the forget gate of Gers et al. (2000), in the form
 // and gate order of torch.nn.LSTM.
@@ -22,6 +22,12 @@ struct Gates {
   Number i, f, g, o;
 };
 
+// What a cell hands on before any projection, from its output gate and its state.
+template <class Number>
+FUSED_LSTM_CELL Number cell_output(const Number& o, const Number& c) {
+  return o * tanh(c);
+}
+
 // Pre-activations z and the previous cell state -> c, h, and activated gates in place of z.
 template <class Number>
 FUSED_LSTM_CELL void cell_forward(Gates<Number>& z, const Number& c_prev, Number& c, Number& h) {
@@ -30,7 +36,7 @@ FUSED_LSTM_CELL void cell_forward(Gates<Number>& z, const Number& c_prev, Number
   z.g = tanh(z.g);
   z.o = sigmoid(z.o);
   c = fma(z.f, c_prev, z.i * z.g);
-  h = z.o * tanh(c);
+  h = cell_output(z.o, c);
 }
 
 // dh: gradient of h. dc: gradient of c from later steps on entry, of c_prev on return.

@@ -21,7 +21,8 @@ class Backward {
         // Rows of different panels that are used together must not fall into the same cache sets.
         panel_stride_((chunk_rows_ + kTile) * G),
         state_columns_(problem.P, plan.split == Split::kUnits ? plan.threads / problem.D : 1),
-        input_columns_(problem.I, 1) {
+        input_columns_(problem.I, 1),
+        projection_(problem, gradients, plan_) {
     Carver carver(workspace);
     offsets_ = carver.take<int64_t>(q_.batch_sizes ? q_.T + 1 : 0);
     barriers_ = carver.take<Barrier>(q_.D);
@@ -44,6 +45,7 @@ class Backward {
       side.c0 = carver.take<E>(panels_ * q_.B * W);
       side.dc = carver.take<E>(panels_ * q_.B * W);
     }
+    projection_.carve(carver, chunk_rows_);
     for (int32_t i = 0; i < plan.threads && i < kMaxParts; ++i) {
       parts_[i].sums = carver.take<E>(max64(q_.B, kInputRows) * 4 * W);
       parts_[i].db = carver.take<E>(q_.D * panels_ * G);
@@ -70,21 +72,20 @@ class Backward {
           const Share share = share_of(static_cast<int32_t>(i), plan_.threads, q_.D);
           for (int32_t d = share.first_side; d < share.last_side; ++d) {
             recur(d, first, last, split_rows(steps_, share.index, share.count),
-                  split_rows(steps_, share.index + 1, share.count), 0, state_columns_.blocks,
-                  parts_[i], nullptr, 1);
+                  split_rows(steps_, share.index + 1, share.count), 0, 1, parts_[i], nullptr);
           }
         });
       } else {
         run_team(parallel, plan_.threads, [&](int32_t rank, int32_t parties) {
           const Share share = share_of(rank, parties, q_.D);
           for (int32_t d = share.first_side; d < share.last_side; ++d) {
-            recur(d, first, last, 0, q_.B, split(state_columns_.blocks, share.index, share.count),
-                  split(state_columns_.blocks, share.index + 1, share.count), parts_[rank],
-                  share.count > 1 ? &barriers_[d] : nullptr, static_cast<int32_t>(share.count));
+            recur(d, first, last, 0, q_.B, share.index, static_cast<int32_t>(share.count),
+                  parts_[rank], share.count > 1 ? &barriers_[d] : nullptr);
           }
         });
       }
       weight_gradients(parallel, first, last);
+      if (projection_.on()) projection_gradients(parallel, first, last);
       if (g_.dx) input_gradients(parallel, first, last);
       if (first > 0) keep_later(first, last);
     }
@@ -95,15 +96,7 @@ class Backward {
   static constexpr int kMaxParts = 256;
   static constexpr int64_t kInputRows = 96;  // rows of dx whose dgates stay in L2
 
-  // Columns of a weight matrix cut into blocks of up to four vectors.
-  struct Columns {
-    int64_t n, vectors, blocks;
-    Columns(int64_t columns, int64_t parties)
-        : n(columns), vectors(ceil_div(columns, W)), blocks(ceil_div(vectors, 4)) {
-      while (blocks < parties && blocks < vectors) ++blocks;
-    }
-    int64_t first(int64_t block) const { return split(vectors, block, blocks); }
-  };
+  using Columns = ColumnBlocks<E>;
 
   struct Side {
     S *dw_ih, *dw_hh, *db;     // results, or null
@@ -153,6 +146,7 @@ class Backward {
     if (g_.dx && q_.D == 2) {
       std::memset(g_.dx, 0, static_cast<size_t>(steps_.offset(q_.T) * q_.I) * sizeof(S));
     }
+    projection_.pack(parallel);
     if (plan_.dot) return;
     const int64_t inputs = g_.dx ? input_columns_.blocks : 0;
     const int64_t tasks = q_.D * (state_columns_.blocks + inputs);
@@ -260,22 +254,30 @@ class Backward {
     }
   }
 
-  // Steps [first, last) of direction d, backwards, for rows [b0, b1) and column blocks [q0, q1).
-  void recur(int32_t d, int64_t first, int64_t last, int64_t b0, int64_t b1, int64_t q0, int64_t q1,
-             const Part& part, Barrier* barrier, int32_t parties) {
-    const Side& side = sides_[d];
+  // dgates of the step after processing step s, which begins a chunk or belongs to this one.
+  Dgates dgates_after(int32_t d, int64_t s, int64_t last, int64_t chunk) const {
+    if (s + 1 == last) return {sides_[d].dz_later, q_.B * G};
+    return {dz_at(d, chunk, time_of(d, s + 1)), panel_stride_};
+  }
+
+  // Steps [first, last) of direction d, backwards, for rows [b0, b1) and this party's columns.
+  void recur(int32_t d, int64_t first, int64_t last, int64_t b0, int64_t b1, int64_t index,
+             int32_t parties, const Part& part, Barrier* barrier) {
+    if (projection_.on()) {
+      return recur_projected(d, first, last, b0, b1, index, parties, part, barrier);
+    }
     const int64_t chunk = chunk_begin(d, first, last);
+    const int64_t q0 = split(state_columns_.blocks, index, parties);
+    const int64_t q1 = split(state_columns_.blocks, index + 1, parties);
     for (int64_t s = last - 1; s >= first; --s) {
-      const Dgates later = s + 1 == last
-                               ? Dgates{side.dz_later, q_.B * G}
-                               : Dgates{dz_at(d, chunk, time_of(d, s + 1)), panel_stride_};
+      const Dgates later = dgates_after(d, s, last, chunk);
       const int64_t later_rows = rows_of(d, s + 1);
       for (int64_t block = q0; block < q1; ++block) {
         state_product(d, later, b0, min64(b1, later_rows) - b0, block, part.sums);
         const int64_t v0 = state_columns_.first(block), v1 = state_columns_.first(block + 1);
         for (int64_t p = v0; p < v1; ++p) {
-          pointwise(d, s, chunk, p, b0, b1, part.sums + (p - v0) * W, (v1 - v0) * W,
-                    part.db + (d * panels_ + p) * G);
+          pointwise<false>(d, s, chunk, p, b0, b1, part.sums + (p - v0) * W, (v1 - v0) * W,
+                           part.db + (d * panels_ + p) * G);
         }
         leave(d, s, block, b0, b1, part.sums);
       }
@@ -291,14 +293,84 @@ class Backward {
     }
   }
 
+  // The same with a projection: dh of all P columns first, then dm of this party's units.
+  void recur_projected(int32_t d, int64_t first, int64_t last, int64_t b0, int64_t b1,
+                       int64_t index, int32_t parties, const Part& part, Barrier* barrier) {
+    const int64_t chunk = chunk_begin(d, first, last);
+    const Columns& units = projection_.columns();
+    const int64_t q0 = split(state_columns_.blocks, index, parties);
+    const int64_t q1 = split(state_columns_.blocks, index + 1, parties);
+    const int64_t u0 = split(units.blocks, index, parties);
+    const int64_t u1 = split(units.blocks, index + 1, parties);
+    for (int64_t s = last - 1; s >= first; --s) {
+      const Dgates later = dgates_after(d, s, last, chunk);
+      const int64_t t = time_of(d, s), rows = min64(b1, steps_.rows(t)) - b0;
+      const int64_t later_end = min64(b1, rows_of(d, s + 1));
+      for (int64_t block = q0; block < q1; ++block) {
+        state_product(d, later, b0, later_end - b0, block, part.sums);
+        collect_dh(d, s, chunk, block, b0, b1, part.sums);
+        write_dh0(d, block, b0, max64(b0, steps_.rows(t)), later_end, part.sums);
+      }
+      write_dc0(d, units.first(u0), units.first(u1), max64(b0, steps_.rows(t)), later_end);
+      if (barrier) barrier->wait(parties);  // dh of all columns is there
+      for (int64_t block = u0; rows > 0 && block < u1; ++block) {
+        projection_.product(d, steps_.offset(t) - steps_.offset(chunk) + b0, rows, block,
+                            part.sums);
+        const int64_t v0 = units.first(block), v1 = units.first(block + 1);
+        for (int64_t p = v0; p < v1; ++p) {
+          pointwise<true>(d, s, chunk, p, b0, b1, part.sums + (p - v0) * W, (v1 - v0) * W,
+                          part.db + (d * panels_ + p) * G);
+        }
+      }
+      if (barrier) barrier->wait(parties);
+    }
+    if (first > 0) return;
+    const Dgates start{dz_at(d, chunk, time_of(d, 0)), panel_stride_};
+    const int64_t end = min64(b1, rows_of(d, 0));
+    for (int64_t block = q0; g_.dh0 && block < q1; ++block) {
+      state_product(d, start, b0, end - b0, block, part.sums);
+      write_dh0(d, block, b0, b0, end, part.sums);
+    }
+    write_dc0(d, units.first(u0), units.first(u1), b0, end);
+  }
+
+  // dh of processing step s, one column block, rows [b0, b1): what the later step hands back (sums,
+  // row b at sums + (b - b0) * the block's width) or dh_n where none is, and dy.
+  void collect_dh(int32_t d, int64_t s, int64_t chunk, int64_t block, int64_t b0, int64_t b1,
+                  const E* sums) const {
+    const int64_t t = time_of(d, s), rows = min64(b1, steps_.rows(t));
+    const int64_t later_rows = rows_of(d, s + 1);
+    const int64_t v0 = state_columns_.first(block), v1 = state_columns_.first(block + 1);
+    const Sequence<const S> dy(static_cast<const S*>(g_.dy), g_.dy_t, g_.dy_b, steps_);
+    for (int64_t b = b0; b < rows; ++b) {
+      E* out = projection_.dh(d, steps_.offset(t) - steps_.offset(chunk) + b);
+      for (int64_t v = v0; v < v1; ++v) {
+        const int units = static_cast<int>(min64(W, q_.P - v * W));
+        Vec<E> dh = Vec<E>::set1(0);
+        if (b < later_rows) {
+          dh = Vec<E>::load(sums + ((b - b0) * (v1 - v0) + v - v0) * W);
+        } else if (g_.dh_n) {
+          dh = load_units(static_cast<const S*>(g_.dh_n) + (d * q_.B + b) * q_.P + v * W, units);
+        }
+        if (g_.dy) {
+          dh = dh + load_units(dy.step(steps_, t) + b * dy.stride_b + d * q_.P + v * W, units);
+        }
+        dh.store(out + v * W);
+      }
+    }
+  }
+
   // dgates of processing step s, panel p (units p*W..), rows [b0, b1); sums holds the part of dh
-  // that comes from the later step, row b at sums + (b - b0) * sums_row.
+  // that comes from the later step, row b at sums + (b - b0) * sums_row. Projected: all of dm, in
+  // dh's place; m is left for dW_hr.
+  template <bool kProjected>
   void pointwise(int32_t d, int64_t s, int64_t chunk, int64_t p, int64_t b0, int64_t b1,
                  const E* sums, int64_t sums_row, E* db) const {
     const Side& side = sides_[d];
     const int64_t t = time_of(d, s);
     const int64_t rows = min64(b1, steps_.rows(t));
-    const int64_t later_rows = rows_of(d, s + 1), before_rows = rows_of(d, s - 1);
+    const int64_t later_rows = kProjected ? rows : rows_of(d, s + 1);
+    const int64_t before_rows = rows_of(d, s - 1);
     const int units = static_cast<int>(min64(W, q_.H - p * W));
     const S* gates = side.reserve.gates_at(steps_, t, p);
     const E* c = side.reserve.cells_at(steps_, t, p);
@@ -308,13 +380,14 @@ class Backward {
     E* dz = dz_at(d, chunk, t) + p * panel_stride_;
     const S* dy = nullptr;
     int64_t dy_row = 0;
-    if (g_.dy) {
+    if (!kProjected && g_.dy) {
       const Sequence<const S> sequence(static_cast<const S*>(g_.dy) + d * q_.P, g_.dy_t, g_.dy_b,
                                        steps_);
       dy = sequence.step(steps_, t) + p * W;
       dy_row = sequence.stride_b;
     }
     const S* dh_n = g_.dh_n ? static_cast<const S*>(g_.dh_n) + d * q_.B * q_.P + p * W : nullptr;
+    E* m = kProjected ? projection_.m(d, steps_.offset(t) - steps_.offset(chunk)) : nullptr;
     Vec<E> total[4] = {Vec<E>::set1(0), Vec<E>::set1(0), Vec<E>::set1(0), Vec<E>::set1(0)};
     for (int64_t b = b0; b < rows; ++b) {
       Vec<E> dh = Vec<E>::set1(0);
@@ -332,6 +405,9 @@ class Backward {
       Gates<Vec<E>> grad =
           cell_backward(gate, Vec<E>::load(previous + b * W), Vec<E>::load(c + b * W), dh, carry);
       carry.store(dc + b * W);
+      if (kProjected && m) {
+        cell_output(gate.o, Vec<E>::load(c + b * W)).store(m + b * projection_.m_row() + p * W);
+      }
       if (units < W) {  // 0 * Inf of an infinite input must not leave the padding
         grad = {first_lanes(grad.i, units), first_lanes(grad.f, units), first_lanes(grad.g, units),
                 first_lanes(grad.o, units)};
@@ -362,19 +438,26 @@ class Backward {
   }
   void write_initial(int32_t d, int64_t block, int64_t b0, int64_t begin, int64_t end,
                      const E* sums) const {
+    write_dh0(d, block, b0, begin, end, sums);
+    write_dc0(d, state_columns_.first(block), state_columns_.first(block + 1), begin, end);
+  }
+  void write_dh0(int32_t d, int64_t block, int64_t b0, int64_t begin, int64_t end,
+                 const E* sums) const {
     const int64_t v0 = state_columns_.first(block), v1 = state_columns_.first(block + 1);
-    for (int64_t p = v0; p < v1; ++p) {
+    for (int64_t v = v0; g_.dh0 && v < v1; ++v) {
+      const int units = static_cast<int>(min64(W, q_.P - v * W));
+      for (int64_t b = begin; b < end; ++b) {
+        store_as(Vec<E>::load(sums + (b - b0) * (v1 - v0) * W + (v - v0) * W),
+                 static_cast<S*>(g_.dh0) + (d * q_.B + b) * q_.P + v * W, units);
+      }
+    }
+  }
+  void write_dc0(int32_t d, int64_t p0, int64_t p1, int64_t begin, int64_t end) const {
+    for (int64_t p = p0; g_.dc0 && p < p1; ++p) {
       const int units = static_cast<int>(min64(W, q_.H - p * W));
       for (int64_t b = begin; b < end; ++b) {
-        const int64_t at = (d * q_.B + b) * q_.H + p * W;
-        if (g_.dh0) {
-          store_as(Vec<E>::load(sums + (b - b0) * (v1 - v0) * W + (p - v0) * W),
-                   static_cast<S*>(g_.dh0) + at, units);
-        }
-        if (g_.dc0) {
-          store_as(Vec<E>::load(sides_[d].dc + (p * q_.B + b) * W), static_cast<S*>(g_.dc0) + at,
-                   units);
-        }
+        store_as(Vec<E>::load(sides_[d].dc + (p * q_.B + b) * W),
+                 static_cast<S*>(g_.dc0) + (d * q_.B + b) * q_.H + p * W, units);
       }
     }
   }
@@ -504,6 +587,14 @@ class Backward {
     }
   }
 
+  void projection_gradients(const Parallel& parallel, int64_t first, int64_t last) const {
+    for (int32_t d = 0; d < q_.D; ++d) {
+      const int64_t begin = chunk_begin(d, first, last), end = begin + last - first;
+      projection_.weight_gradient(parallel, d, steps_.offset(end) - steps_.offset(begin),
+                                  last == q_.T);
+    }
+  }
+
   void input_gradients(const Parallel& parallel, int64_t first, int64_t last) {
     for (int32_t d = 0; d < q_.D; ++d) {
       const int64_t begin = chunk_begin(d, first, last), end = begin + last - first;
@@ -543,6 +634,7 @@ class Backward {
   }
 
   void finish(const Parallel& parallel) {
+    projection_.finish();
     for (int32_t d = 0; d < q_.D; ++d) {
       const Side& side = sides_[d];
       if (side.db) {
@@ -575,6 +667,7 @@ class Backward {
   const Plan plan_;
   const int64_t panels_, chunk_rows_, panel_stride_;
   const Columns state_columns_, input_columns_;
+  BackwardProjection<S, E> projection_;
   Steps steps_{0, 0, nullptr, nullptr};
   int64_t* offsets_ = nullptr;
   Barrier* barriers_ = nullptr;

@@ -93,9 +93,8 @@ Status check(const Problem& q) {
   if (q.x == nullptr) return Status::kBadArgument;
   for (int32_t d = 0; d < q.D; ++d) {
     if (q.weights[d].w_ih == nullptr || q.weights[d].w_hh == nullptr) return Status::kBadArgument;
-    if (q.weights[d].w_hr != nullptr) return Status::kUnsupported;
+    if ((q.weights[d].w_hr != nullptr) != projects(q)) return Status::kBadArgument;
   }
-  if (q.P != q.H) return Status::kUnsupported;
   if (q.batch_sizes != nullptr) {
     int64_t before = q.B;
     for (int64_t t = 0; t < q.T; ++t) {
@@ -189,9 +188,10 @@ Status backward(const Problem& problem, const Gradients& gradients, void* worksp
 void explain(const Problem& problem, bool training, int32_t threads, char* text,
              size_t text_bytes) {
   const Plan plan = plan_forward(problem, training, usable(threads), facts_of(problem.dtype));
-  std::snprintf(text, text_bytes, "cpu %s: %s, input %s, %d task%s%s", isa_name(active_isa()),
+  std::snprintf(text, text_bytes, "cpu %s: %s, input %s%s, %d task%s%s", isa_name(active_isa()),
                 plan.dot ? "dot products on the weights as they lie" : "packed gate panels",
-                plan.fused ? "fused into each step" : "projected ahead in chunks", plan.threads,
+                plan.fused ? "fused into each step" : "projected ahead in chunks",
+                projects(problem) ? ", h projected after each step" : "", plan.threads,
                 plan.threads == 1 ? "" : "s",
                 plan.threads == 1            ? ""
                 : plan.split == Split::kRows ? " over rows"

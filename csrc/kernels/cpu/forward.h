@@ -17,7 +17,8 @@ class Forward {
         panels_(ceil_div(problem.H, W)),
         x_rows_(plan.fused ? problem.I : 0),
         K_(problem.P + (plan.fused ? problem.I : 0)),
-        chunk_rows_(min64(plan.chunk_steps, problem.T) * problem.B) {
+        chunk_rows_(min64(plan.chunk_steps, problem.T) * problem.B),
+        projection_(problem, plan_) {
     Carver carver(workspace);
     offsets_ = carver.take<int64_t>(q_.batch_sizes ? q_.T + 1 : 0);
     zeros_ = carver.take<E>(q_.P);
@@ -38,6 +39,7 @@ class Forward {
         side.x = carver.take<E>(chunk_rows_ * q_.I);
       }
     }
+    projection_.carve(carver);
     const int64_t part_rows = plan.dot ? 0 : q_.B;
     for (int32_t i = 0; i < plan.threads && i < kMaxParts; ++i) {
       E* part = carver.take<E>(part_rows * G);
@@ -80,7 +82,7 @@ class Forward {
             Barrier* barrier = share.count > 1 ? &barriers_[d] : nullptr;
             recur(d, first, last, 0, q_.B, split(panels_, share.index, share.count),
                   split(panels_, share.index + 1, share.count), parts_[rank], barrier,
-                  static_cast<int32_t>(share.count));
+                  static_cast<int32_t>(share.count), share.index);
           }
         });
       }
@@ -128,7 +130,9 @@ class Forward {
     const E* c_in;
     E* c_out;
     S* gates;  // or null
-    S* y;      // row b at y + b * y_row
+    E* m;      // what is to be projected, row b at m + b * m_row; null: h itself, to y
+    int64_t m_row;
+    S* y;  // row b at y + b * y_row
     int64_t y_row;
     E* h_copy;  // converted types: h as stored, row b at h_copy + b * P
     int64_t P;
@@ -160,6 +164,7 @@ class Forward {
         for (int64_t i = 0; i < q_.B * q_.P; ++i) side.h0[i] = to_float(h0[i]);
       }
     }
+    projection_.pack(parallel);
     if (plan_.dot && plan_.fused) return;
     const int64_t tasks = q_.D * panels_;
     run_tasks(parallel, plan_.threads, [&](int64_t i) {
@@ -304,6 +309,10 @@ class Forward {
         store_as(gate.g.v[i], saved + 2 * W);
         store_as(gate.o.v[i], saved + 3 * W);
       }
+      if (at.m) {
+        h.v[i].store(at.m + b * at.m_row);
+        continue;
+      }
       S* y = at.y + b * at.y_row;
       if (at.units == W) {
         store_as(h.v[i], y);
@@ -400,7 +409,7 @@ class Forward {
 
   // Steps [first, last) of direction d for rows [b0, b1) and panels [p0, p1).
   void recur(int32_t d, int64_t first, int64_t last, int64_t b0, int64_t b1, int64_t p0, int64_t p1,
-             E* part, Barrier* barrier, int32_t parties = 1) {
+             E* part, Barrier* barrier, int32_t parties = 1, int64_t index = 0) {
     Side& side = sides_[d];
     const int64_t chunk = chunk_begin(d, first, last);
     const Sequence<S> y = y_sequence(d);
@@ -418,12 +427,14 @@ class Forward {
       at.y_row = y.stride_b;
       at.h_copy = nullptr;
       at.P = q_.P;
+      at.m_row = projection_.m_row();
       const bool backwards = s & 1;  // zigzag: what the last step left in cache is used first
       for (int64_t i = p0; i < p1; ++i) {
         const int64_t p = backwards ? p1 - 1 - (i - p0) : i;
         at.units = static_cast<int>(min64(W, q_.H - p * W));
         at.weights = side.weights + p * K_ * G;
         at.y = y.step(steps_, t) + p * W;
+        at.m = projection_.on() ? projection_.m(d) + p * W : nullptr;
         if (kConverts) at.h_copy = side.h + (s & 1) * q_.B * q_.P + p * W;
         if (plan_.fused) {
           at.start = side.bias + p * G;
@@ -455,7 +466,41 @@ class Forward {
           }
         }
       }
+      if (projection_.on()) {
+        const int64_t columns = projection_.columns().blocks;
+        if (barrier != nullptr) barrier->wait(parties);  // m of all units is there
+        project_h(d, s, b0, b1, split(columns, index, parties), split(columns, index + 1, parties),
+                  part);
+      }
       if (barrier) barrier->wait(parties);
+    }
+  }
+
+  // h of processing step s for rows [b0, b1) and column blocks [q0, q1), from the m of its cells.
+  void project_h(int32_t d, int64_t s, int64_t b0, int64_t b1, int64_t q0, int64_t q1, E* sums) {
+    const int64_t t = time_of(d, s), rows = min64(b1, steps_.rows(t)) - b0;
+    if (rows <= 0) return;
+    const Sequence<S> y = y_sequence(d);
+    const E* m = projection_.m(d) + b0 * projection_.m_row();
+    const S* w_hr = static_cast<const S*>(q_.weights[d].w_hr);
+    for (int64_t block = q0; block < q1; ++block) {
+      const int64_t v0 = projection_.columns().first(block);
+      const int64_t nv = projection_.columns().first(block + 1) - v0;
+      if (!plan_.dot) projection_.product(d, block, m, rows, sums);
+      for (int64_t r = 0; r < rows; ++r) {
+        for (int64_t v = v0; v < v0 + nv; ++v) {
+          const int units = static_cast<int>(min64(W, q_.P - v * W));
+          const Vec<E> h = plan_.dot ? dot_rows(w_hr + v * W * q_.H, q_.H, units,
+                                                m + r * projection_.m_row(), q_.H)
+                                     : Vec<E>::load(sums + (r * nv + v - v0) * W);
+          S* out = y.step(steps_, t) + (b0 + r) * y.stride_b + v * W;
+          store_as(h, out, units);
+          if (kConverts) {
+            load_as(Tag<E>{}, out, units)
+                .store(sides_[d].h + (((s & 1) * q_.B + b0 + r) * q_.P + v * W), units);
+          }
+        }
+      }
     }
   }
 
@@ -532,6 +577,7 @@ class Forward {
   const Outputs& out_;
   const Plan plan_;
   const int64_t panels_, x_rows_, K_, chunk_rows_;
+  ForwardProjection<S, E> projection_;
   Steps steps_{0, 0, nullptr, nullptr};
   int64_t* offsets_ = nullptr;
   E* zeros_ = nullptr;

@@ -20,6 +20,7 @@ struct Tag {};
 #include "tile.h"
 #include "pack.h"
 #include "sequence.h"
+#include "projection.h"
 #include "forward.h"
 #include "backward.h"
 // clang-format on

@@ -37,6 +37,10 @@ void plan_threads(const Problem& problem, int64_t step_work, int64_t weight_byte
 
 }  // namespace
 
+bool projects(const Problem& problem) {
+  return problem.P != problem.H || problem.weights[0].w_hr != nullptr;
+}
+
 int64_t total_rows(const Problem& problem) {
   if (problem.batch_sizes == nullptr) return problem.T * problem.B;
   int64_t rows = 0;
@@ -79,9 +83,11 @@ Plan plan_forward(const Problem& problem, bool training, int32_t threads, const 
     const bool near = 4 * problem.H * products * facts.compute_bytes <= plan.near_bytes;
     plan.k_block = near ? 128 : 64;
   }
-  const int64_t step_work = problem.B * 4 * problem.H * products;
-  plan_threads(problem, step_work, state_bytes + (plan.fused ? input_bytes : 0), threads, facts,
-               plan);
+  const int64_t projection = projects(problem) ? problem.H * problem.P : 0;
+  const int64_t step_work = problem.B * (4 * problem.H * products + projection);
+  plan_threads(problem, step_work,
+               state_bytes + (plan.fused ? input_bytes : 0) + projection * facts.compute_bytes,
+               threads, facts, plan);
   return plan;
 }
 
@@ -91,8 +97,8 @@ Plan plan_backward(const Problem& problem, int32_t threads, const Facts& facts) 
   plan.dot = rows <= (facts.storage_bytes < facts.compute_bytes ? 1 : 4);
   plan.chunk_steps = min_of(problem.T, max_of(1, kBackwardChunkRows / problem.B));
   if (plan.dot) plan.chunk_steps = problem.T;
-  const int64_t state_bytes = 4 * problem.H * problem.P * facts.compute_bytes;
-  plan_threads(problem, problem.B * 4 * problem.H * problem.P, state_bytes, threads, facts, plan);
+  const int64_t weights = (projects(problem) ? 5 : 4) * problem.H * problem.P;
+  plan_threads(problem, problem.B * weights, weights * facts.compute_bytes, threads, facts, plan);
   return plan;
 }
 

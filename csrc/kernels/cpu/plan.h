@@ -39,6 +39,9 @@ struct Plan {
 Plan plan_forward(const Problem& problem, bool training, int32_t threads, const Facts& facts);
 Plan plan_backward(const Problem& problem, int32_t threads, const Facts& facts);
 
+// Whether h = W_hr (o * tanh(c)), and not o * tanh(c) itself.
+bool projects(const Problem& problem);
+
 // Sum of batch_sizes, or T*B.
 int64_t total_rows(const Problem& problem);
 
