@@ -69,11 +69,23 @@ int64_t l2_bytes() {
   return 512 << 10;
 }
 
+// Zen's L3 gives a core 30 bytes a cycle; elsewhere it is shared by many more cores, and far. The
+// system may count the L3 of all complexes together: one has 16 to 32 MB.
+int64_t near_bytes() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  static const bool zen = __builtin_cpu_is("amd");
+  if (zen) return 16 << 20;
+#endif
+  return l2_bytes();
+}
+
 const Kernels& kernels() { return *kernels_of(active_isa()); }
 
 Facts facts_of(DType dtype) {
   Facts facts = kernels().facts(dtype);
   facts.l2_bytes = l2_bytes();
+  facts.near_bytes = near_bytes();
   return facts;
 }
 

@@ -40,7 +40,7 @@ class Forward {
       }
     }
     projection_.carve(carver);
-    const int64_t part_rows = plan.dot ? 0 : q_.B;
+    const int64_t part_rows = projection_.on() && !plan.dot ? q_.B : 0;
     for (int32_t i = 0; i < plan.threads && i < kMaxParts; ++i) {
       E* part = carver.take<E>(part_rows * G);
       parts_[i] = part;
@@ -125,8 +125,6 @@ class Forward {
     const E* weights;  // this panel's rows
     const E* start;    // row b's starting sums at start + b * start_row (stride 0: the bias)
     int64_t start_row;
-    E* part;  // sums between k-blocks, row b at part + (b - part_first) * G
-    int64_t part_first;
     const E* c_in;
     E* c_out;
     S* gates;  // or null
@@ -271,12 +269,10 @@ class Forward {
     }
   }
 
-  // The cell: gates in registers -> c, h, and what training keeps.
+  // The cells of R rows whose pre-activations are sums [R][gate][W] -> c, h, and what training
+  // keeps.
   template <int R>
-  static FL_INLINE void finish_tile(const Context& at, const Tile<E, R, 4>& tile, int64_t row) {
-    // Through memory: indexing the tile by a running row would keep it out of registers all along.
-    alignas(64) E sums[R * G];
-    tile.store(sums, G);
+  static FL_INLINE void finish_tile(const Context& at, const E* sums, int64_t row) {
     int r = 0;
 #pragma GCC unroll 1
     for (; r + kCellRows <= R; r += kCellRows) finish_rows<kCellRows>(at, sums + r * G, row + r);
@@ -324,34 +320,36 @@ class Forward {
     }
   }
 
+  // All of k for one tile of rows: blocks are added up in `sums`, which stays in L1, while the
+  // panel's weights pass by from L2. The cells follow at once.
   struct GateTile {
     const Context& at;
-    int64_t row0;            // first row of the segment
-    int64_t k0, k1, x_rows;  // k-block [k0, k1) of [x rows, h rows)
-    bool first, last;
+    int64_t row0;  // first row of the segment
+    int64_t K, x_rows, k_blocks;
     Prefetch prefetch;
     template <int R>
     FL_INLINE void run(int64_t offset) const {
       const int64_t row = row0 + offset;
       prefetch.run<R>(offset);
-      Tile<E, R, 4> tile;
-      tile.zero();
-      if (k0 < x_rows) {
-        tile.accumulate(at.x + row * at.x_row + k0, at.x_row, 1, at.weights + k0 * G, G,
-                        min64(k1, x_rows) - k0);
+      // Through memory: indexing a tile by a running row would keep it out of registers all along.
+      alignas(64) E sums[R * G];
+      for (int64_t k = 0; k < k_blocks; ++k) {
+        const int64_t k0 = split(K, k, k_blocks), k1 = split(K, k + 1, k_blocks);
+        Tile<E, R, 4> tile;
+        tile.zero();
+        if (k0 < x_rows) {
+          tile.accumulate(at.x + row * at.x_row + k0, at.x_row, 1, at.weights + k0 * G, G,
+                          min64(k1, x_rows) - k0);
+        }
+        if (k1 > x_rows) {
+          const int64_t h0 = max64(k0, x_rows);
+          tile.accumulate(at.segment->h + row * at.segment->h_row + (h0 - x_rows),
+                          at.segment->h_row, 1, at.weights + h0 * G, G, k1 - h0);
+        }
+        tile.add(k == 0 ? at.start + row * at.start_row : sums, k == 0 ? at.start_row : G);
+        tile.store(sums, G);
       }
-      if (k1 > x_rows) {
-        const int64_t k = max64(k0, x_rows);
-        tile.accumulate(at.segment->h + row * at.segment->h_row + (k - x_rows), at.segment->h_row,
-                        1, at.weights + k * G, G, k1 - k);
-      }
-      E* part = at.part + (row - at.part_first) * G;
-      tile.add(first ? at.start + row * at.start_row : part, first ? at.start_row : G);
-      if (last) {
-        finish_tile<R>(at, tile, row);
-      } else {
-        tile.store(part, G);
-      }
+      finish_tile<R>(at, sums, row);
     }
   };
 
@@ -413,7 +411,7 @@ class Forward {
     Side& side = sides_[d];
     const int64_t chunk = chunk_begin(d, first, last);
     const Sequence<S> y = y_sequence(d);
-    const int64_t blocks = ceil_div(K_, plan_.k_block);
+    const int64_t k_blocks = ceil_div(K_, plan_.k_block);
     const bool training = out_.reserve != nullptr;
     const bool prefetch = (p1 - p0) * K_ * G * static_cast<int64_t>(sizeof(E)) > plan_.near_bytes;
     for (int64_t s = first; s < last; ++s) {
@@ -422,8 +420,6 @@ class Forward {
       const int count = segments_of(d, s, b0, b1, segments);
       Context at;
       at.x = x_rows(d, t, chunk, at.x_row);
-      at.part = part;
-      at.part_first = b0;
       at.y_row = y.stride_b;
       at.h_copy = nullptr;
       at.P = q_.P;
@@ -453,17 +449,11 @@ class Forward {
             dot_panel(at, d, p);
             continue;
           }
-          const int64_t segment_rows = segments[j].end - segments[j].begin;
-          for (int64_t k = 0; k < blocks; ++k) {
-            const int64_t k0 = split(K_, k, blocks), k1 = split(K_, k + 1, blocks);
-            const E* next = k + 1 < blocks ? at.weights + k1 * G
-                            : i + 1 < p1   ? at.weights + (backwards ? -K_ * G : K_ * G)
-                                           : nullptr;
-            for_tiles<4>(segment_rows,
-                         GateTile{at, segments[j].begin, k0, k1, x_rows_, k == 0, k == blocks - 1,
-                                  Prefetch(prefetch ? next : nullptr, (k1 - k0) * G * sizeof(E),
-                                           segment_rows)});
-          }
+          const int64_t rows = segments[j].end - segments[j].begin;
+          const E* next =
+              prefetch && i + 1 < p1 ? at.weights + (backwards ? -K_ * G : K_ * G) : nullptr;
+          for_tiles<4>(rows, GateTile{at, segments[j].begin, K_, x_rows_, k_blocks,
+                                      Prefetch(next, K_ * G * sizeof(E), rows)});
         }
       }
       if (projection_.on()) {

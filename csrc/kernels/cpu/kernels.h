@@ -9,7 +9,7 @@ namespace fused_lstm {
 namespace cpu {
 
 struct Kernels {
-  Facts (*facts)(DType dtype);  // l2_bytes is left to the dispatcher
+  Facts (*facts)(DType dtype);  // caches are left to the dispatcher
   size_t (*reserve_bytes)(const Problem&);
   size_t (*forward_workspace)(const Problem&, const Outputs&, const Plan&);
   void (*forward)(const Problem&, const Outputs&, const Plan&, void* workspace, const Parallel&);

@@ -51,7 +51,7 @@ int64_t total_rows(const Problem& problem) {
 Plan plan_forward(const Problem& problem, bool training, int32_t threads, const Facts& facts) {
   (void)training;
   Plan plan;
-  plan.near_bytes = facts.l2_bytes;
+  plan.near_bytes = facts.near_bytes;
   const int64_t rows = total_rows(problem);
   const int64_t input_bytes = 4 * problem.H * problem.I * facts.compute_bytes;
   const int64_t state_bytes = 4 * problem.H * problem.P * facts.compute_bytes;
@@ -65,10 +65,9 @@ Plan plan_forward(const Problem& problem, bool training, int32_t threads, const 
     plan.fused = problem.I <= 8;
   } else {
     // One product over a chunk of steps reuses W_ih; worth a pass through memory once W_ih and W_hh
-    // together no longer stay in L2 between steps and a step has too few rows to hide their
-    // reading.
-    plan.fused =
-        problem.I <= 64 || problem.B >= 48 || input_bytes + state_bytes <= facts.l2_bytes * 3 / 4;
+    // together no longer stay near between steps and a step has too few rows to hide their reading.
+    plan.fused = problem.I <= 64 || problem.B >= 48 ||
+                 input_bytes + state_bytes <= max_of(facts.l2_bytes * 3 / 4, facts.near_bytes / 2);
   }
   plan.chunk_steps = problem.T;
   if (!plan.fused || converts) {
@@ -77,12 +76,9 @@ Plan plan_forward(const Problem& problem, bool training, int32_t threads, const 
         min_of(problem.T, max_of(1, (near ? kForwardNearRows : kForwardChunkRows) / problem.B));
   }
   const int64_t products = problem.P + (plan.fused ? problem.I : 0);
-  if (products >= 512) {
-    // Sums this long are three times as accurate as nn.LSTM's in blocks of 64, and lose little in
-    // blocks of 128. Beyond L2 the shorter blocks are fetched ahead better.
-    const bool near = 4 * problem.H * products * facts.compute_bytes <= plan.near_bytes;
-    plan.k_block = near ? 128 : 64;
-  }
+  // Longer sums bear longer blocks: those of 512 in blocks of 128 are still twice as accurate as
+  // nn.LSTM's.
+  if (products >= 256) plan.k_block = products >= 512 ? 128 : 64;
   const int64_t projection = projects(problem) ? problem.H * problem.P : 0;
   const int64_t step_work = problem.B * (4 * problem.H * products + projection);
   plan_threads(problem, step_work,
