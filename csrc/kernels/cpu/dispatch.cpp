@@ -80,10 +80,27 @@ int64_t near_bytes() {
   return l2_bytes();
 }
 
-const Kernels& kernels() { return *kernels_of(active_isa()); }
+// Whether this processor multiplies pairs of bfloat16.
+bool multiplies_pairs() {
+#if defined(__x86_64__)
+  static const bool pairs = avx512_bfloat16_kernels() != nullptr &&
+                            __builtin_cpu_supports("avx512bf16") && isa_runs_here(Isa::kAvx512);
+  return pairs;
+#else
+  return false;
+#endif
+}
+
+const Kernels& kernels(DType dtype) {
+  const Isa isa = active_isa();
+  if (isa == Isa::kAvx512 && dtype == DType::kBFloat16 && multiplies_pairs()) {
+    return *avx512_bfloat16_kernels();
+  }
+  return *kernels_of(isa);
+}
 
 Facts facts_of(DType dtype) {
-  Facts facts = kernels().facts(dtype);
+  Facts facts = kernels(dtype).facts(dtype);
   facts.l2_bytes = l2_bytes();
   facts.near_bytes = near_bytes();
   return facts;
@@ -152,17 +169,19 @@ bool set_isa(Isa isa) {
   return true;
 }
 
-size_t reserve_bytes(const Problem& problem) { return kernels().reserve_bytes(problem); }
+size_t reserve_bytes(const Problem& problem) {
+  return kernels(problem.dtype).reserve_bytes(problem);
+}
 
 size_t forward_workspace_bytes(const Problem& problem, bool training, int32_t threads) {
   const Plan plan = plan_forward(problem, training, usable(threads), facts_of(problem.dtype));
-  return kernels().forward_workspace(problem, outputs_for_size(training), plan);
+  return kernels(problem.dtype).forward_workspace(problem, outputs_for_size(training), plan);
 }
 
 size_t backward_workspace_bytes(const Problem& problem, const Gradients& gradients,
                                 int32_t threads) {
   const Plan plan = plan_backward(problem, usable(threads), facts_of(problem.dtype));
-  return kernels().backward_workspace(problem, gradients, plan);
+  return kernels(problem.dtype).backward_workspace(problem, gradients, plan);
 }
 
 Status forward(const Problem& problem, const Outputs& outputs, void* workspace,
@@ -175,10 +194,10 @@ Status forward(const Problem& problem, const Outputs& outputs, void* workspace,
   }
   const Plan plan = plan_forward(problem, outputs.reserve != nullptr, usable(parallel.threads),
                                  facts_of(problem.dtype));
-  if (kernels().forward_workspace(problem, outputs, plan) > workspace_bytes) {
+  if (kernels(problem.dtype).forward_workspace(problem, outputs, plan) > workspace_bytes) {
     return Status::kWorkspaceTooSmall;
   }
-  kernels().forward(problem, outputs, plan, workspace, parallel);
+  kernels(problem.dtype).forward(problem, outputs, plan, workspace, parallel);
   return Status::kOk;
 }
 
@@ -190,10 +209,10 @@ Status backward(const Problem& problem, const Gradients& gradients, void* worksp
     return Status::kBadArgument;
   }
   const Plan plan = plan_backward(problem, usable(parallel.threads), facts_of(problem.dtype));
-  if (kernels().backward_workspace(problem, gradients, plan) > workspace_bytes) {
+  if (kernels(problem.dtype).backward_workspace(problem, gradients, plan) > workspace_bytes) {
     return Status::kWorkspaceTooSmall;
   }
-  kernels().backward(problem, gradients, plan, workspace, parallel);
+  kernels(problem.dtype).backward(problem, gradients, plan, workspace, parallel);
   return Status::kOk;
 }
 

@@ -2,41 +2,43 @@
 //
 // For each step, each tile of rows and each panel of W hidden units, the four gates of those units
 // are accumulated in registers over [x_t, h_{t-1}], activated there, and c and h leave as results:
-// no gate buffer exists in inference. S is the stored type, E the type computed in.
+// no gate buffer exists in inference. S is the stored type, E the type computed in, and A that in
+// which products take x and h: as stored where the processor can, otherwise converted to E.
 
 template <class S, class E>
 class Forward {
  public:
   static constexpr int W = Vec<E>::kWidth;
   static constexpr int G = 4 * W;  // one row of a gate panel
+  using A = typename Operand<S, E>::type;
 
   Forward(const Problem& problem, const Outputs& outputs, const Plan& plan, void* workspace)
       : q_(problem),
         out_(outputs),
         plan_(plan),
         panels_(ceil_div(problem.H, W)),
-        x_rows_(plan.fused ? problem.I : 0),
-        K_(problem.P + (plan.fused ? problem.I : 0)),
+        x_rows_(plan.fused ? panel_rows<S, E>(problem.I) : 0),
+        K_(x_rows_ + panel_rows<S, E>(problem.P)),
         chunk_rows_(min64(plan.chunk_steps, problem.T) * problem.B),
         projection_(problem, plan_) {
     Carver carver(workspace);
     offsets_ = carver.take<int64_t>(q_.batch_sizes ? q_.T + 1 : 0);
-    zeros_ = carver.take<E>(q_.P);
+    zeros_ = carver.take<A>(q_.P);
     barriers_ = carver.take<Barrier>(q_.D);
     const bool training = outputs.reserve != nullptr;
     for (int32_t d = 0; d < q_.D; ++d) {
       Side& side = sides_[d];
       if (!plan.dot) side.weights = carver.take<E>(panels_ * K_ * G);
       if (!plan.fused) {
-        side.w_x = carver.take<E>(panels_ * q_.I * G);
+        side.w_x = carver.take<E>(panels_ * panel_rows<S, E>(q_.I) * G);
         side.projected = carver.take<E>(panels_ * chunk_rows_ * G);
       }
       side.bias = carver.take<E>(panels_ * G);
       side.c = carver.take<E>(panels_ * q_.B * W);
       if (kConverts) {
-        side.h = carver.take<E>(2 * q_.B * q_.P);
-        side.h0 = carver.take<E>(q_.h0 ? q_.B * q_.P : 0);
-        side.x = carver.take<E>(chunk_rows_ * q_.I);
+        side.h = carver.take<A>(2 * q_.B * q_.P);
+        side.h0 = carver.take<A>(q_.h0 ? q_.B * q_.P : 0);
+        side.x = carver.take<A>(chunk_rows_ * q_.I);
       }
     }
     projection_.carve(carver);
@@ -59,13 +61,13 @@ class Forward {
   size_t workspace_bytes() const { return workspace_bytes_; }
 
   void run(const Parallel& parallel) {
-    for (int64_t k = 0; k < q_.P; ++k) zeros_[k] = 0;
+    for (int64_t k = 0; k < q_.P; ++k) zeros_[k] = A{};
     for (int32_t d = 0; d < q_.D; ++d) new (&barriers_[d]) Barrier();
     const bool by_rows = plan_.split == Split::kRows || !parallel.concurrent;
     prepare(parallel);
     for (int64_t first = 0; first < q_.T; first += plan_.chunk_steps) {
       const int64_t last = min64(q_.T, first + plan_.chunk_steps);
-      if (kConverts) convert_x(parallel, first, last);
+      if constexpr (kConverts) convert_x(parallel, first, last);
       if (!plan_.fused) project_x(parallel, first, last);
       if (by_rows) {
         run_tasks(parallel, plan_.threads, [&](int64_t i) {
@@ -91,27 +93,27 @@ class Forward {
   }
 
  private:
-  static constexpr bool kConverts = !std::is_same<S, E>::value;
+  static constexpr bool kConverts = !std::is_same<S, A>::value;
   static constexpr int kMaxParts = 256;
   static constexpr int kCellRows = kRegisters == 32 ? 3 : 2;  // cells computed side by side
 
   // One direction's data.
   struct Side {
     E* weights = nullptr;    // [panel][K][4W]: rows of W_ih (if fused) then of W_hh
-    E* w_x = nullptr;        // [panel][I][4W] when the input is projected apart
+    E* w_x = nullptr;        // [panel][rows of I][4W] when the input is projected apart
     E* projected = nullptr;  // [panel][chunk rows][4W]
     E* bias = nullptr;       // [panel][4W]
     E* c = nullptr;          // [panel][B][W]: the cell state, or c0 in training
-    E* h = nullptr;          // [2][B][P] when S must be converted
-    E* h0 = nullptr;         // [B][P], likewise
-    E* x = nullptr;          // [chunk rows][I], likewise
+    A* h = nullptr;          // [2][B][P] when S must be converted
+    A* h0 = nullptr;         // [B][P], likewise
+    A* x = nullptr;          // [chunk rows][I], likewise
     Reserve<S, E> reserve{nullptr, nullptr, 0};
   };
 
   // Rows of one step whose previous state lies in one place.
   struct Segment {
     int64_t begin, end;
-    const E* h;  // row b at h + b * h_row
+    const A* h;  // row b at h + b * h_row
     int64_t h_row;
     const E* c;  // panel p, row b at c + p * c_panel + b * W
     int64_t c_panel;
@@ -119,7 +121,7 @@ class Forward {
 
   // Everything the tiles of one (step, segment, panel) need.
   struct Context {
-    const E* x;  // row b at x + b * x_row; null when projected
+    const A* x;  // row b at x + b * x_row; null when projected
     int64_t x_row;
     const Segment* segment;
     const E* weights;  // this panel's rows
@@ -157,7 +159,8 @@ class Forward {
                 side.bias);
       const S* c0 = static_cast<const S*>(q_.c0);
       pack_state(c0 ? c0 + d * q_.B * q_.H : nullptr, q_.B, q_.H, side.c);
-      if (kConverts && q_.h0) {
+      if constexpr (kConverts) {
+        if (q_.h0 == nullptr) continue;
         const S* h0 = static_cast<const S*>(q_.h0) + d * q_.B * q_.P;
         for (int64_t i = 0; i < q_.B * q_.P; ++i) side.h0[i] = to_float(h0[i]);
       }
@@ -172,7 +175,7 @@ class Forward {
         const int64_t p = j % panels_;
         const S* w_ih = static_cast<const S*>(q_.weights[d].w_ih);
         const S* w_hh = static_cast<const S*>(q_.weights[d].w_hh);
-        pack_gate_panel(w_ih, q_.H, q_.I, p, plan_.fused ? K_ : q_.I, 0,
+        pack_gate_panel(w_ih, q_.H, q_.I, p, plan_.fused ? K_ : panel_rows<S, E>(q_.I), 0,
                         plan_.fused ? sides_[d].weights : sides_[d].w_x);
         if (!plan_.dot) pack_gate_panel(w_hh, q_.H, q_.P, p, K_, x_rows_, sides_[d].weights);
       }
@@ -187,7 +190,7 @@ class Forward {
       run_tasks(parallel, min64(plan_.threads, count), [&](int64_t i) {
         const int64_t n = min64(plan_.threads, count);
         for (int64_t t = begin + split(count, i, n); t < begin + split(count, i + 1, n); ++t) {
-          E* dst = sides_[d].x + (steps_.offset(t) - steps_.offset(begin)) * q_.I;
+          A* dst = sides_[d].x + (steps_.offset(t) - steps_.offset(begin)) * q_.I;
           const S* src = x.step(steps_, t);
           for (int64_t b = 0; b < steps_.rows(t); ++b, dst += q_.I) {
             convert_row(src + b * x.stride_b, q_.I, dst);
@@ -196,7 +199,7 @@ class Forward {
       });
     }
   }
-  static void convert_row(const S* src, int64_t n, E* dst) {
+  static void convert_row(const S* src, int64_t n, A* dst) {
     int64_t k = 0;
     for (; k + W <= n; k += W) load_as(Tag<E>{}, src + k).store(dst + k);
     if (k < n)
@@ -204,7 +207,7 @@ class Forward {
   }
 
   // Rows of x of step t as computed in, and their stride.
-  const E* x_rows(int32_t d, int64_t t, int64_t chunk, int64_t& row) const {
+  const A* x_rows(int32_t d, int64_t t, int64_t chunk, int64_t& row) const {
     if constexpr (kConverts) {
       row = q_.I;
       return sides_[d].x + (steps_.offset(t) - steps_.offset(chunk)) * q_.I;
@@ -215,17 +218,29 @@ class Forward {
     }
   }
 
+  // tile += rows of a, whose features are n, times rows k0 .. k1 of a panel that holds them all.
+  template <class T>
+  static FL_INLINE void multiply(T& tile, const A* a, int64_t a_row, const E* panel, int64_t k0,
+                                 int64_t k1, int64_t n) {
+    if constexpr (std::is_same<A, E>::value) {
+      tile.accumulate(a + k0, a_row, 1, panel + k0 * G, G, k1 - k0);
+    } else {
+      tile.accumulate(a + 2 * k0, a_row, panel + k0 * G, G, min64(2 * k1, n) - 2 * k0);
+    }
+  }
+
   // bias + x W_ih^T for a block of rows, one panel, one k-block.
   struct ProjectTile {
-    const E *x, *w, *bias;
+    const A* x;
+    const E *w, *bias;
     E* out;
-    int64_t x_row, n;
+    int64_t x_row, k0, k1, n;
     template <int R>
     FL_INLINE void run(int64_t first) const {
       Tile<E, R, 4> tile;
       E* rows = out + first * G;
       tile.zero();
-      tile.accumulate(x + first * x_row, x_row, 1, w, G, n);
+      multiply(tile, x + first * x_row, x_row, w, k0, k1, n);
       tile.add(bias ? bias : rows, bias ? 0 : G);
       tile.store(rows, G);
     }
@@ -244,12 +259,12 @@ class Forward {
     const Side& side = sides_[d];
     const int64_t begin = chunk_begin(d, first, last), end = begin + last - first;
     const bool uniform = kConverts || x_sequence().uniform(steps_);
-    const int64_t blocks = ceil_div(q_.I, plan_.k_block);
+    const int64_t features = panel_rows<S, E>(q_.I), blocks = ceil_div(features, plan_.k_block);
     // Rows that stay in L2 while the k-blocks of the panel pass over them.
     const int64_t row_block = 240;
     for (int64_t t = begin; t < end; ++t) {
       int64_t row;
-      const E* x = x_rows(d, t, begin, row);
+      const A* x = x_rows(d, t, begin, row);
       int64_t rows = steps_.rows(t);
       E* out = side.projected + (p * chunk_rows_ + steps_.offset(t) - steps_.offset(begin)) * G;
       if (uniform) {
@@ -259,11 +274,11 @@ class Forward {
       }
       for (int64_t r = 0; r < rows; r += row_block) {
         for (int64_t k = 0; k < blocks; ++k) {
-          const int64_t k0 = split(q_.I, k, blocks), k1 = split(q_.I, k + 1, blocks);
+          const int64_t k0 = split(features, k, blocks), k1 = split(features, k + 1, blocks);
           for_tiles<4>(
               min64(row_block, rows - r),
-              ProjectTile{x + r * row + k0, side.w_x + (p * q_.I + k0) * G,
-                          k == 0 ? side.bias + p * G : nullptr, out + r * G, row, k1 - k0});
+              ProjectTile{x + r * row, side.w_x + p * features * G,
+                          k == 0 ? side.bias + p * G : nullptr, out + r * G, row, k0, k1, q_.I});
         }
       }
     }
@@ -312,10 +327,12 @@ class Forward {
       S* y = at.y + b * at.y_row;
       if (at.units == W) {
         store_as(h.v[i], y);
-        if (kConverts) load_as(Tag<E>{}, y).store(at.h_copy + b * at.P);
+        if constexpr (kConverts) load_as(Tag<E>{}, y).store(at.h_copy + b * at.P);
       } else {
         store_as(h.v[i], y, at.units);
-        if (kConverts) load_as(Tag<E>{}, y, at.units).store(at.h_copy + b * at.P, at.units);
+        if constexpr (kConverts) {
+          load_as(Tag<E>{}, y, at.units).store(at.h_copy + b * at.P, at.units);
+        }
       }
     }
   }
@@ -326,6 +343,7 @@ class Forward {
     const Context& at;
     int64_t row0;  // first row of the segment
     int64_t K, x_rows, k_blocks;
+    int64_t I, P;  // features of x and of h
     Prefetch prefetch;
     template <int R>
     FL_INLINE void run(int64_t offset) const {
@@ -338,13 +356,11 @@ class Forward {
         Tile<E, R, 4> tile;
         tile.zero();
         if (k0 < x_rows) {
-          tile.accumulate(at.x + row * at.x_row + k0, at.x_row, 1, at.weights + k0 * G, G,
-                          min64(k1, x_rows) - k0);
+          multiply(tile, at.x + row * at.x_row, at.x_row, at.weights, k0, min64(k1, x_rows), I);
         }
         if (k1 > x_rows) {
-          const int64_t h0 = max64(k0, x_rows);
-          tile.accumulate(at.segment->h + row * at.segment->h_row + (h0 - x_rows),
-                          at.segment->h_row, 1, at.weights + h0 * G, G, k1 - h0);
+          multiply(tile, at.segment->h + row * at.segment->h_row, at.segment->h_row,
+                   at.weights + x_rows * G, max64(k0, x_rows) - x_rows, k1 - x_rows, P);
         }
         tile.add(k == 0 ? at.start + row * at.start_row : sums, k == 0 ? at.start_row : G);
         tile.store(sums, G);
@@ -352,6 +368,32 @@ class Forward {
       finish_tile<R>(at, sums, row);
     }
   };
+
+#if FUSED_LSTM_PAIRS
+  // The same with both as stored.
+  static FL_INLINE Vec<E> dot_rows(const BFloat16* w, int64_t w_row, int units, const BFloat16* v,
+                                   int64_t n) {
+    Vec<E> acc[W];
+#pragma GCC unroll 16
+    for (int j = 0; j < W; ++j) acc[j] = Vec<E>::set1(0);
+    int64_t k = 0;
+    if (units == W) {
+      for (; k + 2 * W <= n; k += 2 * W) {
+        const Vec<E> x = load_pairs(v + k);
+#pragma GCC unroll 16
+        for (int j = 0; j < W; ++j) acc[j] = fma_pairs(x, load_pairs(w + j * w_row + k), acc[j]);
+      }
+    }
+    for (; k < n; k += 2 * W) {
+      const int count = static_cast<int>(min64(2 * W, n - k));
+      const Vec<E> x = load_pairs(v + k, count);
+      for (int j = 0; j < units; ++j) {
+        acc[j] = fma_pairs(x, load_pairs(w + j * w_row + k, count), acc[j]);
+      }
+    }
+    return sum_each(acc);
+  }
+#endif
 
   // Sums of W rows of a matrix, rows[j] . v, as one vector.
   static FL_INLINE Vec<E> dot_rows(const S* w, int64_t w_row, int units, const E* v, int64_t n) {
@@ -431,7 +473,7 @@ class Forward {
         at.weights = side.weights + p * K_ * G;
         at.y = y.step(steps_, t) + p * W;
         at.m = projection_.on() ? projection_.m(d) + p * W : nullptr;
-        if (kConverts) at.h_copy = side.h + (s & 1) * q_.B * q_.P + p * W;
+        if constexpr (kConverts) at.h_copy = side.h + (s & 1) * q_.B * q_.P + p * W;
         if (plan_.fused) {
           at.start = side.bias + p * G;
           at.start_row = 0;
@@ -452,7 +494,7 @@ class Forward {
           const int64_t rows = segments[j].end - segments[j].begin;
           const E* next =
               prefetch && i + 1 < p1 ? at.weights + (backwards ? -K_ * G : K_ * G) : nullptr;
-          for_tiles<4>(rows, GateTile{at, segments[j].begin, K_, x_rows_, k_blocks,
+          for_tiles<4>(rows, GateTile{at, segments[j].begin, K_, x_rows_, k_blocks, q_.I, q_.P,
                                       Prefetch(next, K_ * G * sizeof(E), rows)});
         }
       }
@@ -485,7 +527,7 @@ class Forward {
                                      : Vec<E>::load(sums + (r * nv + v - v0) * W);
           S* out = y.step(steps_, t) + (b0 + r) * y.stride_b + v * W;
           store_as(h, out, units);
-          if (kConverts) {
+          if constexpr (kConverts) {
             load_as(Tag<E>{}, out, units)
                 .store(sides_[d].h + (((s & 1) * q_.B + b0 + r) * q_.P + v * W), units);
           }
@@ -528,7 +570,7 @@ class Forward {
         if constexpr (kConverts) {
           segment.h = side.h0;
         } else {
-          segment.h = static_cast<const E*>(q_.h0) + d * q_.B * q_.P;
+          segment.h = static_cast<const A*>(q_.h0) + d * q_.B * q_.P;
         }
       }
       segments[count++] = segment;
@@ -570,7 +612,7 @@ class Forward {
   ForwardProjection<S, E> projection_;
   Steps steps_{0, 0, nullptr, nullptr};
   int64_t* offsets_ = nullptr;
-  E* zeros_ = nullptr;
+  A* zeros_ = nullptr;
   Barrier* barriers_ = nullptr;
   Side sides_[2];
   E* parts_[kMaxParts] = {};

@@ -28,6 +28,10 @@ struct Tag {};
 // Calls f(s, e) with a value of the stored and of the computed type of dtype.
 template <class F>
 auto with_types(DType dtype, const F& f) {
+#if defined(FUSED_LSTM_ONLY_BFLOAT16)
+  (void)dtype;
+  return f(BFloat16{}, float{});
+#else
   switch (dtype) {
     case DType::kFloat64:
       return f(double{}, double{});
@@ -38,6 +42,7 @@ auto with_types(DType dtype, const F& f) {
     default:
       return f(float{}, float{});
   }
+#endif
 }
 
 inline Facts facts(DType dtype) {
@@ -46,6 +51,7 @@ inline Facts facts(DType dtype) {
     facts.width = Vec<decltype(e)>::kWidth;
     facts.compute_bytes = sizeof(e);
     facts.storage_bytes = sizeof(s);
+    facts.operand_bytes = sizeof(typename Operand<decltype(s), decltype(e)>::type);
     return facts;
   });
 }

@@ -1,5 +1,5 @@
 // The 64-byte code path on vectors that the compiler splits for the baseline: slow, and the same
-// logic as AVX-512 on any machine. For tests.
+// logic as AVX-512 with AVX512_BF16 on any machine. For tests.
 //
 // Slow to compile, too, and so only in builds that ask for it (-DFUSED_LSTM_EMULATED:
 // tests/native).
@@ -9,6 +9,7 @@
 #define FUSED_LSTM_ISA_NAMESPACE emulated512
 #define FUSED_LSTM_SIMD 0
 #define FUSED_LSTM_REGISTERS 32
+#define FUSED_LSTM_PAIRS 1
 #define FUSED_LSTM_VECTOR_BYTES 64
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wpsabi"  // 64-byte vectors stay inside this file

@@ -30,15 +30,49 @@ FL_INLINE void pack_transposed(const S* src, int64_t src_row, int units, int64_t
   }
 }
 
-// w [4H, n] -> rows k0 .. k0+n of gate panel p, which holds K rows.
+// Rows of a panel that n features take.
+template <class S, class E>
+constexpr int64_t panel_rows(int64_t n) {
+  return std::is_same<typename Operand<S, E>::type, E>::value ? n : (n + 1) / 2;
+}
+
+#if FUSED_LSTM_PAIRS
+// The same for pairs: row k of dst holds elements 2k and 2k + 1 of each source row in one lane.
+template <class E>
+void pack_transposed_pairs(const BFloat16* src, int64_t src_row, int units, int64_t n, E* dst,
+                           int64_t dst_k) {
+  constexpr int W = Vec<E>::kWidth;
+  if (src_row % 2 == 0 && n % 2 == 0 && reinterpret_cast<uintptr_t>(src) % sizeof(float) == 0) {
+    return pack_transposed(reinterpret_cast<const float*>(src), src_row / 2, units, n / 2, dst,
+                           dst_k);
+  }
+  for (int64_t k = 0; k < n; k += 2) {
+    for (int j = 0; j < W; ++j) {
+      uint32_t bits = 0;
+      if (j < units) {
+        const BFloat16* pair = src + j * src_row + k;
+        bits = pair[0].bits | (k + 1 < n ? static_cast<uint32_t>(pair[1].bits) << 16 : 0);
+      }
+      std::memcpy(dst + k / 2 * dst_k + j, &bits, sizeof(bits));
+    }
+  }
+}
+#endif
+
+// w [4H, n] -> rows k0 .. k0 + panel_rows(n) of gate panel p, which holds K rows.
 template <class S, class E>
 void pack_gate_panel(const S* w, int64_t H, int64_t n, int64_t p, int64_t K, int64_t k0,
                      E* panels) {
   constexpr int W = Vec<E>::kWidth;
   const int units = static_cast<int>(min64(W, H - p * W));
   for (int gate = 0; gate < 4; ++gate) {
-    pack_transposed(w + (gate * H + p * W) * n, n, units, n,
-                    panels + (p * K + k0) * 4 * W + gate * W, 4 * W);
+    const S* src = w + (gate * H + p * W) * n;
+    E* dst = panels + (p * K + k0) * 4 * W + gate * W;
+    if constexpr (std::is_same<typename Operand<S, E>::type, E>::value) {
+      pack_transposed(src, n, units, n, dst, 4 * W);
+    } else {
+      pack_transposed_pairs(src, n, units, n, dst, 4 * W);
+    }
   }
 }
 

@@ -53,11 +53,11 @@ Plan plan_forward(const Problem& problem, bool training, int32_t threads, const 
   Plan plan;
   plan.near_bytes = facts.near_bytes;
   const int64_t rows = total_rows(problem);
-  const int64_t input_bytes = 4 * problem.H * problem.I * facts.compute_bytes;
-  const int64_t state_bytes = 4 * problem.H * problem.P * facts.compute_bytes;
+  const int64_t input_bytes = 4 * problem.H * problem.I * facts.operand_bytes;
+  const int64_t state_bytes = 4 * problem.H * problem.P * facts.operand_bytes;
   // Packing costs about as much as three steps of a single row. Stored halves are worth reading as
   // they lie even then: a packed panel is of computed elements, twice the bytes.
-  const bool converts = facts.storage_bytes < facts.compute_bytes;
+  const bool converts = facts.storage_bytes < facts.operand_bytes;
   plan.dot = rows <= 4 || (problem.B == 1 && (problem.T < 12 || converts));
   if (rows <= 4) {
     plan.fused = true;
@@ -82,7 +82,7 @@ Plan plan_forward(const Problem& problem, bool training, int32_t threads, const 
   const int64_t projection = projects(problem) ? problem.H * problem.P : 0;
   const int64_t step_work = problem.B * (4 * problem.H * products + projection);
   plan_threads(problem, step_work,
-               state_bytes + (plan.fused ? input_bytes : 0) + projection * facts.compute_bytes,
+               state_bytes + (plan.fused ? input_bytes : 0) + projection * facts.operand_bytes,
                threads, facts, plan);
   return plan;
 }

@@ -14,6 +14,7 @@ struct Facts {
   int32_t width = 8;           // lanes of a compute vector (4 bytes each, or 8 for float64)
   int32_t compute_bytes = 4;   // size of a compute element
   int32_t storage_bytes = 4;   // size of a stored element
+  int32_t operand_bytes = 4;   // size of what forward's products take: as stored or as computed
   int64_t l2_bytes = 1 << 20;  // per core
   // Weights up to this size come as fast as they are used, without being asked for ahead: the L2,
   // and on processors whose L3 is close (Zen: 30 bytes a cycle) the L3 too.

@@ -379,6 +379,63 @@ FL_INLINE void store_as(Vec<float> x, Half* p) {
 
 #endif
 
+#if FUSED_LSTM_PAIRS
+// Two bfloat16 in each lane: acc + a.first * b.first + a.second * b.second.
+#if FUSED_LSTM_SIMD == 3
+FL_INLINE Vec<float> fma_pairs(Vec<float> a, Vec<float> b, Vec<float> acc) {
+  return {
+      _mm512_dpbf16_ps(acc.v, reinterpret_cast<__m512bh>(a.v), reinterpret_cast<__m512bh>(b.v))};
+}
+FL_INLINE Vec<float> from_bits(uint32_t bits) {
+  return {_mm512_castsi512_ps(_mm512_set1_epi32(static_cast<int>(bits)))};
+}
+#else
+FL_INLINE Vec<float> fma_pairs(Vec<float> a, Vec<float> b, Vec<float> acc) {
+  typedef uint32_t Bits __attribute__((vector_size(FUSED_LSTM_VECTOR_BYTES)));
+  typedef Vec<float>::Lanes Lanes;
+  const Bits x = reinterpret_cast<Bits>(a.v), y = reinterpret_cast<Bits>(b.v);
+  const Lanes first = reinterpret_cast<Lanes>(x << 16) * reinterpret_cast<Lanes>(y << 16);
+  const Lanes second =
+      reinterpret_cast<Lanes>(x & 0xffff0000u) * reinterpret_cast<Lanes>(y & 0xffff0000u);
+  return {acc.v + first + second};
+}
+FL_INLINE Vec<float> from_bits(uint32_t bits) {
+  typedef uint32_t Bits __attribute__((vector_size(FUSED_LSTM_VECTOR_BYTES)));
+  return {reinterpret_cast<Vec<float>::Lanes>(Bits{} + bits)};
+}
+#endif
+FL_INLINE Vec<float> broadcast_pair(const BFloat16* p) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, p, sizeof(bits));
+  return from_bits(bits);
+}
+FL_INLINE Vec<float> broadcast_first(const BFloat16* p) { return from_bits(p->bits); }
+// kWidth pairs as they lie; n elements of them, zeros behind.
+FL_INLINE Vec<float> load_pairs(const BFloat16* p) {
+  Vec<float> r;
+  __builtin_memcpy(&r.v, p, sizeof(r.v));
+  return r;
+}
+FL_INLINE Vec<float> load_pairs(const BFloat16* p, int n) {
+  BFloat16 elements[2 * Vec<float>::kWidth] = {};
+  for (int i = 0; i < n; ++i) elements[i] = p[i];
+  return load_pairs(elements);
+}
+#endif
+
+// The type in which a product takes x and h: as stored where the processor multiplies it so,
+// otherwise as computed.
+template <class S, class E>
+struct Operand {
+  using type = E;
+};
+#if FUSED_LSTM_PAIRS
+template <>
+struct Operand<BFloat16, float> {
+  using type = BFloat16;
+};
+#endif
+
 // Whether Vec<E> has table_power().
 template <class E>
 constexpr bool has_power_table() {

@@ -7,6 +7,9 @@
 //
 //   A: element (row r, step k) at a[r * a_row + k * a_k]; broadcast to all lanes.
 //   W: a packed panel, NV vectors per k, contiguous: w[k * w_k + j * kWidth].
+//
+// Where the processor multiplies pairs of bfloat16 (FUSED_LSTM_PAIRS), A is bfloat16 as stored and
+// a lane of W holds two weights of consecutive k: one row of a panel stands for two k.
 
 constexpr int kRegisters = FUSED_LSTM_REGISTERS;
 
@@ -102,6 +105,25 @@ struct Tile {
 #pragma GCC unroll 2
     for (; k < n; ++k) step(a + k * a_k, a_row, w + k * w_k);
   }
+#if FUSED_LSTM_PAIRS
+  FL_INLINE void step(const BFloat16* a, int64_t a_row, const E* w, bool whole) {
+    Vec<E> b[NV];
+#pragma GCC unroll 4
+    for (int j = 0; j < NV; ++j) b[j] = Vec<E>::load(w + j * Vec<E>::kWidth);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      const Vec<E> x = whole ? broadcast_pair(a + r * a_row) : broadcast_first(a + r * a_row);
+#pragma GCC unroll 4
+      for (int j = 0; j < NV; ++j) acc[r][j] = fma_pairs(x, b[j], acc[r][j]);
+    }
+  }
+  // The same over n elements of a, in (n + 1) / 2 rows of w.
+  FL_INLINE void accumulate(const BFloat16* a, int64_t a_row, const E* w, int64_t w_k, int64_t n) {
+#pragma GCC unroll 2
+    for (int64_t k = 0; k < n / 2; ++k) step(a + 2 * k, a_row, w + k * w_k, true);
+    if (n % 2 != 0) step(a + n - 1, a_row, w + n / 2 * w_k, false);
+  }
+#endif
 };
 
 // Calls f.template operator()<R>(first_row) over rows [0, rows) in tiles of at most max_rows<NV>(),
