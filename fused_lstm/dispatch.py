@@ -41,7 +41,7 @@ def stack(
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """All layers of a checked call, by whichever way computes them."""
     transformed = _is_transformed()
-    if not transformed and _must_use_torch(x, hx, weights, options.proj_size):
+    if not transformed and _must_use_torch(x, hx, weights):
         num_layers, bias, dropout, training, bidirectional, proj_size = options
         if hx is None:
             rows, hidden = num_layers * (2 if bidirectional else 1), weights[0].shape[0] // 4
@@ -183,25 +183,21 @@ def _is_transformed() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
-def _no_kernel(device_type: str, dtype: torch.dtype, proj_size: int) -> str | None:
+def _no_kernel(device_type: str, dtype: torch.dtype) -> str | None:
     """Why there is no kernel for an LSTM like this, or None when there is one."""
     if device_type != "cpu":
         return f"no kernel for device '{device_type}'"
-    if dtype not in _KERNEL_DTYPES:
-        return f"no kernel for {dtype}"
-    return "no kernel with proj_size" if proj_size else None
+    return None if dtype in _KERNEL_DTYPES else f"no kernel for {dtype}"
 
 
-def _must_use_torch(
-    x: Tensor, hx: Sequence[Tensor] | None, weights: Sequence[Tensor], proj_size: int = 0
-) -> bool:
+def _must_use_torch(x: Tensor, hx: Sequence[Tensor] | None, weights: Sequence[Tensor]) -> bool:
     """True when PyTorch's own LSTM has to compute this call."""
     if torch.compiler.is_compiling():
         if torch.compiler.is_exporting():
             return True  # the graph must also run where fused_lstm is not installed
     elif torch._C._is_tracing():
         return True  # likewise
-    if proj_size or not x.is_cpu or x.dtype not in _KERNEL_DTYPES:
+    if not x.is_cpu or x.dtype not in _KERNEL_DTYPES:
         return True
     for t in (x, *(hx or ()), *weights):
         if type(t) not in _PLAIN_TENSORS and _computes_itself(type(t)):
@@ -275,7 +271,7 @@ def explain_plan(
         T, B, features, H = target
         training = True if training is None else training
     D, P = (2 if bidirectional else 1), (proj_size or H)
-    obstacle = _no_kernel(torch.device(device).type, dtype, proj_size)
+    obstacle = _no_kernel(torch.device(device).type, dtype)
     lines = []
     for layer in range(layers):
         features = features if layer == 0 else D * P

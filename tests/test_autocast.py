@@ -1,8 +1,8 @@
 """Autocast on the CPU: the types that come out, whatever processor this is.
 
 Where torch.nn.LSTM fails on processors without native bfloat16 (float32 input, padded, no
-proj_size), output and h_n have the autocast type and c_n is float32. Everywhere else the types are
-those of nn.LSTM there.
+proj_size), output and h_n have the autocast type and c_n is float32, as with proj_size in nn.LSTM.
+Everywhere else the types are those of nn.LSTM there.
 """
 
 import pytest
@@ -72,11 +72,18 @@ def test_packed_and_cell_stay_float32(cast: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("cast", [BF16, F16], ids=str)
-def test_projected_is_torchs_own(cast: torch.dtype) -> None:
-    lstm = fused_lstm.LSTM(5, 7, proj_size=3)
+def test_projected_has_the_types_of_nn_lstm(cast: torch.dtype) -> None:
+    lstm, theirs = fused_lstm.LSTM(5, 7, proj_size=3), nn.LSTM(5, 7, proj_size=3)
+    theirs.load_state_dict(lstm.state_dict())
+    x = torch.randn(4, 3, 5)
+    exact, (exact_h, exact_c) = theirs(x)
     with torch.autocast("cpu", dtype=cast):
-        output, (h, c) = lstm(torch.randn(4, 3, 5))
-    assert (output.dtype, h.dtype, c.dtype) == (cast, cast, F32)
+        output, (h, c) = lstm(x)
+        their_output, (their_h, their_c) = theirs(x)
+    types = (their_output.dtype, their_h.dtype, their_c.dtype)
+    assert (output.dtype, h.dtype, c.dtype) == types == (cast, cast, F32)
+    for a, b in ((output, exact), (h, exact_h), (c, exact_c)):
+        assert error(a, b) <= OUTPUT_TOLERANCE[cast]
 
 
 def test_gradients_are_float32_and_close() -> None:

@@ -3,10 +3,9 @@
 import pytest
 import torch
 from cases import (
+    ALL_CASES,
     DTYPES,
-    KERNEL_CASES,
     OUTPUT_TOLERANCE,
-    PROJECTED,
     VALUES,
     Case,
     arguments,
@@ -34,7 +33,7 @@ def test_values(case: Case, dtype: torch.dtype) -> None:
             assert error(actual, right) <= OUTPUT_TOLERANCE[dtype], (name, context)
 
 
-@pytest.mark.parametrize("case", KERNEL_CASES + PROJECTED, ids=str)
+@pytest.mark.parametrize("case", ALL_CASES, ids=str)
 @pytest.mark.parametrize("grad", [False, True])
 def test_strides_are_those_of_nn_lstm(case: Case, grad: bool) -> None:
     ours, theirs = modules(case, torch.float32)
@@ -45,17 +44,19 @@ def test_strides_are_those_of_nn_lstm(case: Case, grad: bool) -> None:
             assert a.is_contiguous() == b.is_contiguous()
 
 
-def test_the_fused_operator_computes_it() -> None:
+@pytest.mark.parametrize("proj_size", [0, 2])
+def test_the_fused_operator_computes_it(proj_size: int) -> None:
     class Names(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
             seen.append(str(func))
             return func(*args, **(kwargs or {}))
 
     seen: list[str] = []
-    lstm = fused_lstm.LSTM(3, 5, num_layers=2)
+    lstm = fused_lstm.LSTM(3, 5, num_layers=2, proj_size=proj_size)
     with Names():
-        lstm(torch.randn(4, 2, 3))
+        lstm(torch.randn(4, 2, 3))[0].sum().backward()
     assert seen.count("fused_lstm.forward.default") == 2
+    assert seen.count("fused_lstm.backward.default") == 2
     assert not any("lstm" in name for name in seen if not name.startswith("fused_lstm"))
 
 

@@ -36,7 +36,7 @@ def test_gradgradcheck(case: Case) -> None:
     assert torch.autograd.gradgradcheck(f, [*leaves, *copies(ours.parameters())])
 
 
-@pytest.mark.parametrize("case", OPTIONS + PACKED[1:5], ids=str)
+@pytest.mark.parametrize("case", OPTIONS + PROJECTED[:3] + PACKED[1:5] + PACKED[6:], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 def test_gradient_penalty(case: Case, dtype: torch.dtype) -> None:
     ours, exact = modules(case, dtype, torch.float64)

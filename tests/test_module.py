@@ -288,7 +288,8 @@ def test_explain_plan_says_which_way_is_taken() -> None:
     assert "torch" not in explain(lstm, 28, 50)
     assert "torch" not in explain(fused_lstm.LSTMCell(3, 4), B=5)
     assert "torch" not in explain((28, 50, 28, 100), training=False)
-    assert "proj_size" in explain(fused_lstm.LSTM(3, 4, proj_size=2), 5, 2)
+    assert "h projected" in explain(fused_lstm.LSTM(3, 4, proj_size=2), 5, 2)
+    assert "h projected" not in explain(lstm, 28, 50)
     assert explain(fused_lstm.LSTM(3, 4, device="meta"), 5, 2).startswith("torch's own LSTM")
     assert "'cuda'" in explain((5, 2, 3, 4), device="cuda")
     with pytest.raises(TypeError, match=r"target: expected .* got Linear"):

@@ -138,6 +138,62 @@ MUTANTS = [
         "if (units < 0) {  // 0 * Inf",
         "test_special",
     ),
+    Mutant(
+        "projection: h before all of m is there",
+        "cpu/forward.h",
+        "if (barrier != nullptr) barrier->wait(parties);",
+        "",
+        "test_threads",
+    ),
+    Mutant(
+        "projection: dm before all of dh is there",
+        "cpu/backward.h",
+        "if (barrier) barrier->wait(parties);  // dh of all columns is there",
+        "",
+        "test_threads",
+    ),
+    Mutant(
+        "projection: W_hr read with the wrong stride",
+        "cpu/forward.h",
+        "dot_rows(w_hr + v * W * q_.H, q_.H,",
+        "dot_rows(w_hr + v * W * q_.H, q_.P,",
+        "test_forward",
+    ),
+    Mutant(
+        "projection: converted h of the wrong row",
+        "cpu/forward.h",
+        "(s & 1) * q_.B + b0 + r)",
+        "(s & 1) * q_.B + r)",
+        "test_forward",
+    ),
+    Mutant(
+        "projection: dy of the first direction for both",
+        "cpu/backward.h",
+        "b * dy.stride_b + d * q_.P",
+        "b * dy.stride_b",
+        "test_backward",
+    ),
+    Mutant(
+        "projection: dc0 in rows of P",
+        "cpu/backward.h",
+        "static_cast<S*>(g_.dc0) + (d * q_.B + b) * q_.H + p * W",
+        "static_cast<S*>(g_.dc0) + (d * q_.B + b) * q_.P + p * W",
+        "test_backward",
+    ),
+    Mutant(
+        "projection: chunks of dW_hr not joined",
+        "cpu/projection.h",
+        "m_row(), !fresh}",
+        "m_row(), false}",
+        "test_backward",
+    ),
+    Mutant(
+        "projection: tail of dW_hr written without a mask",
+        "cpu/projection.h",
+        "static_cast<int>(min64(W, q_.H - k))",
+        "W",
+        "test_backward",
+    ),
 ]
 
 

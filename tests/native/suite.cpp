@@ -221,6 +221,15 @@ constexpr Shape kLargeShapes[] = {
     {4, 12, 200, 288}, {3, 33, 70, 200}, {6, 1, 40, 330}, {3, 7, 600, 140}, {30, 70, 68, 33},
 };
 
+// T, B, I, H, P: several blocks of P's columns, k-blocks over H, chunks of backward, dot products.
+struct ProjectedShape {
+  int64_t T, B, I, H, P;
+};
+constexpr ProjectedShape kProjectedShapes[] = {
+    {2, 1, 3, 17, 9},   {40, 3, 5, 130, 70},  {9, 24, 30, 100, 96},
+    {90, 12, 9, 33, 8}, {3, 33, 9, 150, 130}, {6, 1, 40, 250, 33},
+};
+
 }  // namespace
 
 Case random_case(Random& random, int64_t dtype) {
@@ -255,6 +264,17 @@ std::vector<Case> shape_grid(int64_t dtype, uint64_t seed) {
       c.P = 1 + random.below(shape.H - 1);
       cases.push_back(c);
     }
+  }
+  for (const ProjectedShape& shape : kProjectedShapes) {
+    Case c;
+    c.dtype = dtype;
+    c.T = shape.T;
+    c.B = shape.B;
+    c.I = shape.I;
+    c.H = shape.H;
+    c.P = shape.P;
+    draw_options(random, c);
+    cases.push_back(c);
   }
   return cases;
 }

@@ -27,6 +27,7 @@ void draw(Random& random, Draw& d) {
   p.B = random.pick({1, 2, 5, 8, 16, 33, 50, 128, 1025});
   p.I = random.pick({1, 28, 64, 65, 256, 1024});
   p.H = p.P = random.pick({1, 7, 100, 128, 512, 1024, 3000});
+  if (random.below(4) == 0) p.P = (p.H + 1) / 2;
   p.D = static_cast<int32_t>(1 + random.below(2));
   if (random.below(3) == 0) {
     d.batch_sizes.assign(static_cast<size_t>(p.T), p.B);
@@ -45,10 +46,10 @@ void draw(Random& random, Draw& d) {
   d.training = random.below(2);
   char text[200];
   std::snprintf(text, sizeof text,
-                "T=%d B=%d I=%d H=%d D=%d packed=%d %s threads=%d l2=%d width=%d",
+                "T=%d B=%d I=%d H=%d P=%d D=%d packed=%d %s threads=%d l2=%d width=%d",
                 static_cast<int>(p.T), static_cast<int>(p.B), static_cast<int>(p.I),
-                static_cast<int>(p.H), p.D, p.batch_sizes != nullptr, kDTypeNames[dtype], d.threads,
-                static_cast<int>(d.facts.l2_bytes), d.facts.width);
+                static_cast<int>(p.H), static_cast<int>(p.P), p.D, p.batch_sizes != nullptr,
+                kDTypeNames[dtype], d.threads, static_cast<int>(d.facts.l2_bytes), d.facts.width);
   d.text = text;
 }
 

@@ -94,12 +94,14 @@ int main(int argc, char** argv) {
     return suite.finish();
   }
   struct Shape {
-    int64_t T, B, I, H, D, packed;
+    int64_t T, B, I, H, D, packed, P;
   };
   const Shape shapes[] = {
       {2, 1, 3, 360, 1, 0},  // one row: hidden units, dot products forward
-      {14, 1, 3, 130, 2, 0}, {8, 5, 20, 130, 1, 1}, {3, 8, 5, 150, 2, 1},   {4, 36, 2, 50, 1, 0},
-      {10, 60, 2, 27, 2, 1}, {4, 40, 9, 36, 2, 0},  {6, 5, 300, 110, 1, 0},
+      {14, 1, 3, 130, 2, 0},     {8, 5, 20, 130, 1, 1},     {3, 8, 5, 150, 2, 1},
+      {4, 36, 2, 50, 1, 0},      {10, 60, 2, 27, 2, 1},     {4, 40, 9, 36, 2, 0},
+      {6, 5, 300, 110, 1, 0},    {8, 5, 20, 130, 1, 0, 70}, {3, 9, 5, 150, 2, 1, 66},
+      {10, 60, 2, 33, 2, 1, 20},
   };
   for (int64_t isa : suite.isas()) {
     for (const Shape& shape : shapes) {
@@ -110,6 +112,7 @@ int main(int argc, char** argv) {
       c.H = shape.H;
       c.D = shape.D;
       c.packed = shape.packed;
+      c.P = shape.P;
       c.isa = isa;
       const Data data(c);
       const auto want = reference::forward(data.problem);
