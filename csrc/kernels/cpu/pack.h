@@ -22,6 +22,18 @@ FL_INLINE void pack_transposed(const S* src, int64_t src_row, int units, int64_t
         }
       }
     }
+  } else if constexpr (std::is_same<E, float>::value) {
+    if (units == W) {
+      alignas(64) float block[W * W];  // halves as float, before they change places
+      for (; k + W <= n; k += W) {
+        for (int j = 0; j < W; ++j) load_as(Tag<E>{}, src + j * src_row + k).store(block + j * W);
+        for (int j = 0; j < W; j += 8) {
+          for (int i = 0; i < W; i += 8) {
+            transpose_8x8(block + j * W + i, W, dst + (k + i) * dst_k + j, dst_k);
+          }
+        }
+      }
+    }
   }
 #endif
   for (; k < n; ++k) {
@@ -132,6 +144,18 @@ void unpack_gate_panel(const E* panel, int64_t H, int64_t n, int64_t p, S* dw) {
           for (int j = 0; j < W; j += 8) {
             transpose_8x8(src + k * 4 * W + j, 4 * W, dst + j * n + k, n);
           }
+        }
+      }
+    } else if constexpr (std::is_same<E, float>::value) {
+      if (units == W) {
+        alignas(64) float block[W * W];
+        for (; k + W <= n; k += W) {
+          for (int i = 0; i < W; i += 8) {
+            for (int j = 0; j < W; j += 8) {
+              transpose_8x8(src + (k + i) * 4 * W + j, 4 * W, block + j * W + i, W);
+            }
+          }
+          for (int j = 0; j < W; ++j) store_as(Vec<E>::load(block + j * W), dst + j * n + k);
         }
       }
     }
