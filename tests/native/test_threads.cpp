@@ -94,7 +94,7 @@ int main(int argc, char** argv) {
     return suite.finish();
   }
   struct Shape {
-    int64_t T, B, I, H, D, packed, P;
+    int64_t T, B, I, H, D, packed, P = 0;
   };
   const Shape shapes[] = {
       {2, 1, 3, 360, 1, 0},  // one row: hidden units, dot products forward
