@@ -46,7 +46,7 @@ try:
     plan = cuda_build.decide(
         os.environ, torch.__version__, torch.version.cuda, cuda_build.find_toolkit
     )
-except cuda_build.Refusal as error:
+except cuda_build.RefusalError as error:
     refuse(str(error))
 
 
@@ -70,7 +70,7 @@ class Build(BuildExtension):
             kernels = [ROOT / path for path in files("csrc/kernels/cuda/*.cu")]
             try:
                 compiled = cuda_build.compile_kernels(plan, kernels, self.objects / "nvcc")
-            except cuda_build.Refusal as error:
+            except cuda_build.RefusalError as error:
                 refuse(str(error))
             ext.extra_objects = compiled
             if plan.stub:
@@ -87,12 +87,13 @@ def extension(name: str, sources: list[str], libraries: list[str], **more: list)
         name,
         sources,
         depends=files("csrc/**/*.h"),
-        define_macros=[("FUSED_LSTM_VERSION", version), *more.pop("macros", [])],
+        define_macros=[("FUSED_LSTM_VERSION", version), *more.get("macros", [])],
         extra_compile_args=["-O3", "-g0", "-std=c++17", "-fvisibility=hidden"],
     )
     made.libraries = libraries  # and not torch_python, c10: only C functions are called
-    made.include_dirs += more.pop("include_dirs", [])
-    made.library_dirs += more.pop("library_dirs", [])
+    made.include_dirs += more.get("include_dirs", [])
+    made.library_dirs += more.get("library_dirs", [])
+    made.extra_link_args += more.get("link_args", [])
     return made
 
 
@@ -109,10 +110,12 @@ if plan.toolkit:
         extension(
             "fused_lstm._C_cuda",
             cuda_binding + shared + files("csrc/kernels/cuda/*.cpp"),
-            ["torch_cuda", "torch_cpu", "cudart_static", "rt", "dl", "pthread"],
+            ["torch_cpu", "cudart_static", "rt", "dl", "pthread"],
             macros=[("USE_CUDA", None), ("FUSED_LSTM_CUDA_ARCHS", ",".join(plan.archs))],
             include_dirs=[str(plan.toolkit.home / "include")],
             library_dirs=[str(cuda_build.library(plan.toolkit.home))],
+            # Named even where a stub gives no symbol: without it the module finds no CUDA shim.
+            link_args=["-Wl,--no-as-needed", "-ltorch_cuda"],
         )
     )
 setuptools.setup(ext_modules=extensions, cmdclass={"build_ext": Build})

@@ -104,7 +104,7 @@ def require_cuda() -> ModuleType:
     return _cuda_module
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@torch.compiler.assume_constant_result
 def cuda_obstacle(index: int) -> str | None:
     """Why our kernels do not compute on this CUDA device, or None when they do."""
     if index not in _cuda_obstacles:

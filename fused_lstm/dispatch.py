@@ -147,10 +147,10 @@ def _autocast(
     """What to compute with under autocast, and the dtypes of y, h_n and c_n (None: as is).
 
     float64 stays float64. On a GPU everything else is cast to the autocast dtype, as it is for
-    nn.LSTM there. On the CPU other mixed types are computed in float32, where our kernels are as fast
-    as in the lower type, and only results are rounded. Where a float32 input `rounds` (padded, not
-    packed nor a cell), y and h_n take the autocast dtype and c_n stays float32; elsewhere all three
-    have the type of the state.
+    nn.LSTM there. On the CPU other mixed types are computed in float32, where our kernels are as
+    fast as in the lower type, and only results are rounded. Where a float32 input `rounds` (padded,
+    not packed nor a cell), y and h_n take the autocast dtype and c_n stays float32; elsewhere all
+    three have the type of the state.
     """
     if not x.is_cpu:
         low = torch.get_autocast_dtype(x.device.type)

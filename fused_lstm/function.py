@@ -112,14 +112,15 @@ def reference_layer(
     return y, h_n, c_n
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@torch.compiler.assume_constant_result
 def tf32_allowed() -> bool:
     """Whether float32 products on a GPU may be formed in TF32: cuDNN's switch for RNNs.
 
     nn.LSTM obeys the same one, and it is on by default: `torch.backends.cudnn.rnn.fp32_precision`,
     which `torch.backends.cudnn.allow_tf32` sets too. A compiled graph keeps what it was at tracing.
     """
-    return torch.backends.cudnn.rnn.fp32_precision == "tf32"
+    precision: str = torch.backends.cudnn.rnn.fp32_precision  # type: ignore[attr-defined]
+    return precision == "tf32"
 
 
 # Function.apply binds its arguments with inspect.signature on every call, which costs more than the

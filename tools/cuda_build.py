@@ -42,7 +42,7 @@ class Plan(NamedTuple):
     stub: bool = False
 
 
-class Refusal(Exception):
+class RefusalError(Exception):
     """What was asked for cannot be had; the message says why, and the remedy."""
 
 
@@ -55,11 +55,11 @@ def decide(
     """Whether to build for CUDA.
 
     Raises:
-        Refusal: FUSED_LSTM_CUDA=1 cannot be met, or a setting makes no sense.
+        RefusalError: FUSED_LSTM_CUDA=1 cannot be met, or a setting makes no sense.
     """
     setting = environment.get("FUSED_LSTM_CUDA", "auto")
     if setting not in ("auto", "0", "1", "stub"):
-        raise Refusal(f"FUSED_LSTM_CUDA: expected auto, 1, 0 or stub, got {setting!r}")
+        raise RefusalError(f"FUSED_LSTM_CUDA: expected auto, 1, 0 or stub, got {setting!r}")
     if setting == "0":
         return Plan("for the CPU only, as asked")
     stub = setting == "stub" and torch_cuda is None
@@ -68,7 +68,7 @@ def decide(
     if obstacle or toolkit is None:
         if setting == "auto":
             return Plan(f"for the CPU only, {obstacle.partition(':')[0]}")
-        raise Refusal(f"FUSED_LSTM_CUDA={setting} cannot be met: {obstacle}")
+        raise RefusalError(f"FUSED_LSTM_CUDA={setting} cannot be met: {obstacle}")
     archs = _archs(environment, toolkit)
     reason = (
         f"with CUDA {toolkit.version[0]}.{toolkit.version[1]} for {';'.join(archs)}, "
@@ -104,7 +104,7 @@ def _archs(environment: Mapping[str, str], toolkit: Toolkit) -> tuple[str, ...]:
     """The architectures to compile for.
 
     Raises:
-        Refusal: a setting names something that this nvcc or these kernels do not know.
+        RefusalError: a setting names something that this nvcc or these kernels do not know.
     """
     for variable in ("FUSED_LSTM_ARCHS", "TORCH_CUDA_ARCH_LIST"):
         text = environment.get(variable, "").strip()
@@ -113,12 +113,12 @@ def _archs(environment: Mapping[str, str], toolkit: Toolkit) -> tuple[str, ...]:
         wanted = [arch for arch in re.split(r"[;,\s]+", text) if arch]
         for arch in wanted:
             if not ARCH.fullmatch(arch):
-                raise Refusal(f"{variable}: expected numbers such as 8.0;9.0a, got {arch!r}")
+                raise RefusalError(f"{variable}: expected numbers such as 8.0;9.0a, got {arch!r}")
         # A list for all of torch may well begin with older GPUs than these kernels run on.
-        found = tuple(arch for arch in wanted if OLDEST_ARCH <= _number(arch))
+        found = tuple(arch for arch in wanted if _number(arch) >= OLDEST_ARCH)
         unknown = [arch for arch in found if _number(arch) not in toolkit.known]
         if unknown or not found:
-            raise Refusal(
+            raise RefusalError(
                 f"{variable}={text}: the kernels need 7.5 or newer and nvcc "
                 f"{toolkit.version[0]}.{toolkit.version[1]} compiles for "
                 f"{', '.join(f'{n // 10}.{n % 10}' for n in sorted(toolkit.known))}"
@@ -182,7 +182,7 @@ def compile_kernels(plan: Plan, sources: list[Path], folder: Path) -> list[str]:
     """Compiles the .cu files that changed, several at a time; returns all their objects.
 
     Raises:
-        Refusal: nvcc failed; it has said why.
+        RefusalError: nvcc failed; it has said why.
     """
     assert plan.toolkit is not None
     folder.mkdir(parents=True, exist_ok=True)
@@ -196,7 +196,7 @@ def compile_kernels(plan: Plan, sources: list[Path], folder: Path) -> list[str]:
             print(" ".join(command), flush=True)
             done = subprocess.run([*command, "-MD", "-MF", f"{target}.d"])
             if done.returncode != 0:
-                raise Refusal(f"nvcc could not compile {source}, see above")
+                raise RefusalError(f"nvcc could not compile {source}, see above")
             Path(f"{target}.command").write_text(" ".join(command))
         return str(target)
 
