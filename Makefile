@@ -19,7 +19,8 @@ BIN := $(VENV)/bin
 PY := $(BIN)/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | sort)
-FORMATTED := $(CSRC) $(wildcard tests/native/*.cpp tests/native/*.h benchmarks/*.cpp)
+FORMATTED := $(CSRC) $(wildcard tests/native/*.cpp tests/native/*.h benchmarks/*.cpp \
+  tests/simt/*.cpp tests/simt/*.h tests/simt/include/*.h)
 
 # Each step of the environment leaves a stamp in it. SETTINGS changes only when its content does.
 SETTINGS := $(VENV)/.stamp-settings
