@@ -2,9 +2,9 @@
 
 Two modules, `fused_lstm._C` and, where toolkit and torch allow it, `fused_lstm._C_cuda`: the
 kernels, which know no torch, and the binding, which uses torch's stable ABI only, so that one build
-serves every torch from 2.11 on. What is decided about CUDA stands in tools/cuda_build.py. CPU
-kernels choose their own instruction sets by pragma and the right one is taken at run time: no
--march flag belongs here.
+serves every torch from 2.11 on. What is decided about CUDA stands in tools/cuda_build.py.
+CPU kernels choose their own instruction sets by pragma and the right one is taken at run time:
+no -march flag belongs here.
 """
 
 import importlib.util
