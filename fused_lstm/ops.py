@@ -76,7 +76,7 @@ def _fake_forward(
     b_hh_reverse: Tensor | None,
     w_hr_reverse: Tensor | None,
     save_for_backward: bool,
-    tf32: bool,
+    tf32: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     directions = 1 if w_ih_reverse is None else 2
     hidden, p = w_ih.shape[0] // 4, w_hh.shape[1]
@@ -126,7 +126,7 @@ def _fake_backward(
     y: Tensor,
     reserve: Tensor,
     needs: int,
-    tf32: bool,
+    tf32: bool = False,
 ) -> tuple[Tensor, ...]:
     directions = 1 if w_ih_reverse is None else 2
     hidden, p = w_ih.shape[0] // 4, w_hh.shape[1]
