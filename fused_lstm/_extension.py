@@ -8,14 +8,17 @@ error here: torch's own LSTM can still compute, and whoever needs the kernels as
 
 import os
 import sysconfig
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from typing import ParamSpec, TypeVar
 
 import torch
 
 __all__ = [
     "available",
+    "constant_in_graphs",
     "cuda_obstacle",
     "load",
     "require",
@@ -23,6 +26,9 @@ __all__ = [
     "why_missing",
     "why_no_cuda",
 ]
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 OLDEST_TORCH = (2, 11)
 CACHE_VARIABLE = "FUSED_LSTM_CACHE_MB"
@@ -104,7 +110,16 @@ def require_cuda() -> ModuleType:
     return _cuda_module
 
 
-@torch.compiler.assume_constant_result
+def constant_in_graphs(function: Callable[P, R]) -> Callable[P, R]:
+    """Has torch.compile call a function while tracing and keep the result in the graph.
+
+    As torch.compiler.assume_constant_result does, without its import of torch._dynamo: a second.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@constant_in_graphs
 def cuda_obstacle(index: int) -> str | None:
     """Why our kernels do not compute on this CUDA device, or None when they do."""
     if index not in _cuda_obstacles:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import ops, reference
+from . import _extension, ops, reference
 
 __all__ = ["LstmLayer", "lstm_layer", "reference_layer"]
 
@@ -112,7 +112,7 @@ def reference_layer(
     return y, h_n, c_n
 
 
-@torch.compiler.assume_constant_result
+@_extension.constant_in_graphs
 def tf32_allowed() -> bool:
     """Whether float32 products on a GPU may be formed in TF32: cuDNN's switch for RNNs.
 

@@ -24,7 +24,8 @@ std::atomic<int32_t> forced{kPlanChooses};
   std::string text =
       std::string("fused_lstm: CUDA could not ") + what + ": " + cudaGetErrorString(error);
   if (error == cudaErrorInsufficientDriver) {
-    text += "; this build needs an NVIDIA driver for CUDA " + std::to_string(CUDART_VERSION / 1000) +
+    text += "; this build needs an NVIDIA driver for CUDA " +
+            std::to_string(CUDART_VERSION / 1000) +
             ": install or update it, or build with an older toolkit and torch";
   }
   throw std::runtime_error(text);
