@@ -1,5 +1,6 @@
-// Backward of the CUDA kernels on the stand-in against the reference: every gradient, any subset of
-// them, any incoming gradient null; a second backward over the same reserve gives the same bits.
+// Backward of the stepwise CUDA kernels on the stand-in against the reference: every gradient, any
+// subset of them, any incoming gradient null, whichever family ran forward; a second backward over
+// the same reserve gives the same bits.
 #include <cuda_runtime.h>
 
 #include "kernels_cuda.h"
@@ -33,7 +34,7 @@ void check(Suite& suite, const Case& c, const Data& data, const reference::Backw
 
 // Enough launches to meet every kind of kernel of backward.
 void check_refusals(Suite& suite) {
-  const Case c = parse_case("T=3 B=2 I=3 H=5 P=2 dtype=bfloat16 x_layout=2");
+  const Case c = parse_case("T=3 B=2 I=3 H=5 P=2 dtype=bfloat16 x_layout=2 family=1 back_family=1");
   const Data data(c);
   const ForwardRun forward = run_forward(c, data, true, 0xff);
   for (int64_t launch = 0; launch < 8; ++launch) {
@@ -65,6 +66,8 @@ int main(int argc, char** argv) {
     for (Case& c : cases) {
       draw_run(random, c);
       c.schedule = 1 + random.below(1000);
+      c.family = random.below(2);  // stepwise, or the plan's choice
+      c.back_family = 1;
       const Data data(c);
       check(suite, c, data, reference::backward(data.problem, data.incoming));
     }
