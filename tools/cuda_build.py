@@ -225,3 +225,9 @@ def make_stub(folder: Path) -> Path:
         [os.environ.get("CC", "gcc"), "-shared", f"-Wl,-soname,{name}", *source], check=True
     )
     return folder
+
+
+if __name__ == "__main__":  # whether there is a toolkit, for .ci/run
+    found = find_toolkit(os.environ)
+    print(f"CUDA toolkit: {found.home if found else 'none'}")
+    raise SystemExit(0 if found else 1)

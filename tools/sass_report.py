@@ -69,8 +69,8 @@ def is_spill(instruction: Instruction) -> bool:
 def step_loops(code: Sequence[Instruction]) -> list[tuple[int, int]]:
     """First and last address of every loop in which the threads of a block meet.
 
-    A branch to an earlier address closes a loop. One that loads weights before the first step has no
-    barrier in it; the one over the steps has.
+    A branch to an earlier address closes a loop. One that loads weights before the first step has
+    no barrier in it; the one over the steps has.
     """
     barriers = [i.address for i in code if i.name.split(".")[0] in {"BAR", "UCGABAR_WAIT"}]
     loops = [(i.target, i.address) for i in code if i.target is not None and i.target <= i.address]
