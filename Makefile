@@ -71,6 +71,7 @@ sanitize:
 # What is built lies in build/ and not in fused_lstm/: the package of .venv stays as it is. The tests
 # are those that say something about the binding; all others are the same with any torch.
 CUDA_TESTS := $(addprefix tests/test_,cuda.py layers.py binding.py forward.py gradients.py packed.py)
+CUDA_TOOLS := nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm
 BUILD_CUDA = MAX_JOBS=$(JOBS) $(if $(filter-out all,$(ARCHS)),FUSED_LSTM_ARCHS="$(ARCHS)")
 cuda-build: $(CUDA_VENV)/.stamp-torch-$(CUDA_TORCH)
 	PATH="$(abspath $(CUDA_BIN)):$$PATH" FUSED_LSTM_CUDA=1 $(BUILD_CUDA) \
@@ -83,12 +84,12 @@ $(CUDA_VENV)/.stamp-torch-$(CUDA_TORCH):
 	@echo "setting up $(CUDA_VENV) with torch $(CUDA_TORCH) (once)"
 	$(PYTHON) -m venv $(CUDA_VENV)
 	$(CUDA_BIN)/python -m pip install --quiet --disable-pip-version-check \
-	    'setuptools>=71' ninja numpy 'pytest>=8' nvidia-cuda-cuobjdump 'torch==$(CUDA_TORCH)'
+	    'setuptools>=71' ninja numpy 'pytest>=8' $(CUDA_TOOLS) 'torch==$(CUDA_TORCH)'
 	@touch $@
 
 # A torch without CUDA is enough: an empty libtorch_cuda.so stands in for its library.
 cuda-link: $(DEV_STAMP)
-	$(PIP) nvidia-cuda-cuobjdump
+	$(PIP) $(CUDA_TOOLS)
 	PATH="$(abspath $(BIN)):$$PATH" FUSED_LSTM_CUDA=stub $(BUILD_CUDA) \
 	    $(PY) setup.py --quiet build --build-lib build/cuda-link
 	$(PY) -m pytest -q -k cuda tests/test_layers.py

@@ -67,9 +67,9 @@ class Build(BuildExtension):
         # The modules share sources and not flags, so each has objects of its own.
         self.build_temp = str(self.objects / ext.name)
         if ext.name.endswith("_cuda"):
-            kernels = [ROOT / path for path in files("csrc/kernels/cuda/*.cu")]
+            kernels = [ROOT / path for path in files("csrc/kernels/cuda/*.cu")]  # know no torch
             try:
-                compiled = cuda_build.compile_kernels(plan, kernels, self.objects / "nvcc")
+                compiled = cuda_build.compile_kernels(plan, kernels, ROOT / "build" / "nvcc")
             except cuda_build.RefusalError as error:
                 refuse(str(error))
             ext.extra_objects = compiled

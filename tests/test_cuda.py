@@ -138,10 +138,11 @@ def test_torch_computes_where_kernels_do_not(
     plan = fused_lstm.explain_plan((T, B, I, H), device="cuda:0")
     assert plan.startswith("torch's own LSTM (")
     assert reason in plan
-    with fake_gpu() as seen:
+    # Not run: without a GPU torch's own LSTM fails even on tensors without memory.
+    monkeypatch.setattr(fused_lstm.dispatch, "torch_lstm", lambda *_: ("torch's", "h", "c"))
+    with fake_gpu():
         y, _ = fused_lstm.lstm(on_gpu(T, B, I), None, weights())
-    assert y.shape == (T, B, H)
-    assert FORWARD not in [name for name, _ in seen.calls]
+    assert y == "torch's"
 
 
 @pytest.mark.usefixtures("kernels")
@@ -179,8 +180,15 @@ def test_switch_is_on_by_default_and_not_read_on_cpu(monkeypatch: pytest.MonkeyP
     fused_lstm.LSTM(I, H)(torch.randn(T, B, I))[0].sum().backward()
 
 
-@pytest.mark.usefixtures("kernels")
-def test_what_is_asked_of_the_device_is_a_constant_of_compiled_graphs() -> None:
+def test_what_is_asked_of_the_device_is_a_constant_of_compiled_graphs(
+    kernels: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def device_facts(index: int) -> dict[str, int]:
+        torch._dynamo.graph_break()  # as a function of a compiled module does
+        return FACTS
+
+    monkeypatch.setattr(kernels, "device_facts", device_facts)
+
     def ask(x: Tensor) -> Tensor:
         return x + 1 if function.tf32_allowed() and _extension.cuda_obstacle(0) is None else x
 

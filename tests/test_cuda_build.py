@@ -1,4 +1,4 @@
-"""What setup.py decides about CUDA in made-up environments, and what the report of a build reads."""
+"""What setup.py decides about CUDA in made-up environments; what the report of a build reads."""
 
 import os
 import stat
@@ -115,12 +115,14 @@ def test_toolkit_is_found_by_its_headers(tmp_path: Path) -> None:
     said = 'case "$1" in --version) echo "release 12.9, V1";; *) echo "sm_75\nsm_90";; esac'
     script(home / "bin" / "nvcc", said)
     environment = {"CUDA_HOME": str(home), "PATH": "/nowhere"}
-    elsewhere = cuda_build.find_toolkit(environment)  # without headers: that of /usr/local, if any
-    assert elsewhere is None or elsewhere.home != home
-    (home / "include").mkdir()
-    (home / "include" / "cuda_runtime.h").touch()
-    (home / "lib64").mkdir()
-    (home / "lib64" / "libcudart_static.a").touch()
+    parts = (home / "include" / "cuda_runtime.h", home / "lib64" / "libcudart_static.a")
+    for here, missing in (parts, parts[::-1]):
+        here.parent.mkdir(exist_ok=True)
+        here.touch()
+        missing.unlink(missing_ok=True)
+        found = cuda_build.find_toolkit(environment)  # that of /usr/local, if there is one
+        assert found is None or found.home != home, missing
+    parts[0].touch()
     assert cuda_build.find_toolkit(environment) == (home, (12, 9), {75, 90})
     on_path = cuda_build.find_toolkit({"PATH": str(home / "bin")})
     assert on_path is not None
@@ -167,14 +169,14 @@ code version = [1,8]
 Resource usage:
  Common:
   GLOBAL:0
- Function _ZN4test17single_block_stepEPf:
+ Function _ZN12single_block14forward_kernelEPf:
   REG:255 STACK:24 SHARED:1024 LOCAL:0 CONSTANT[0]:548 TEXTURE:0 SURFACE:0 SAMPLER:0
  Function _ZN4test9pointwiseEPf:
   REG:32 STACK:0 SHARED:0 LOCAL:0 CONSTANT[0]:548 TEXTURE:0 SURFACE:0 SAMPLER:0
 """
 SASS = """
 	code for sm_90a
-		Function : _ZN4test17single_block_stepEPf
+		Function : _ZN12single_block14forward_kernelEPf
 	.headerflags	@"EF_CUDA_SM90"
         /*0010*/              @!P0 EXIT ;                             /* 0x000000000000894d */
                                                                       /* 0x000fea0003800000 */
@@ -199,7 +201,7 @@ def test_spills_outside_the_step_loop_are_counted() -> None:
     table, complaints = sass_report.report(USAGE, SASS)
     assert not complaints
     rows = [line.split() for line in table[1:]]
-    persistent = next(row for row in rows if "single_block_step" in row[-1])
+    persistent = next(row for row in rows if "forward_kernel" in row[-1])
     assert persistent[:-1] == ["sm_90a", "255", "24", "1024", "2", "0"]
     pointwise = next(row for row in rows if "pointwise" in row[-1])
     assert pointwise[:-1] == ["sm_90a", "32", "0", "0", "1", "-"]
@@ -210,8 +212,15 @@ def test_spill_in_the_step_loop_fails(spill: str) -> None:
     table, complaints = sass_report.report(USAGE, SASS.replace(FFMA, spill))
     assert len(complaints) == 1
     assert "1 spill instructions in its step loop" in complaints[0]
-    assert "single_block_step" in complaints[0]
+    assert "forward_kernel" in complaints[0]
     assert len(table) == 3
+
+
+def test_kernel_that_only_traps_is_named_so() -> None:
+    sass = SASS.replace("BAR.SYNC.DEFER_BLOCKING 0x0", "BPT.TRAP 0x1")
+    table, complaints = sass_report.report(USAGE, sass)
+    assert not complaints
+    assert [line.split()[5] for line in table[1:]].count("traps") == 1
 
 
 def test_report_that_sees_nothing_fails() -> None:

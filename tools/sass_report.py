@@ -5,7 +5,8 @@
 One line per kernel and architecture. A persistent kernel runs its whole sequence in one loop, and a
 register that is spilled inside that loop is written and read again at every step: that fails the
 report, with exit code 1. A spill before or after the loop is only counted. The disassembly says
-where an instruction stands; what ptxas prints while compiling (-Xptxas -v) does not.
+where an instruction stands; what ptxas prints while compiling (-Xptxas -v) does not. A persistent
+kernel that only traps, as on GPUs that the plan never chooses it for, is shown as that.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-PERSISTENT = "single_block|persistent"  # kernels whose demangled name has one of these
+PERSISTENT = r"single_block::\w*(forward|backward)_kernel"  # by their readable names
 ARCH = re.compile(r"^arch = (sm_\w+)$|^\s*code for (sm_\w+)$")
 FUNCTION = re.compile(r"^\s*Function\s*:?\s*([\w$.]+)")
 USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+)")
@@ -113,12 +114,13 @@ def report(usage: str, sass: str, persistent: str = PERSISTENT) -> tuple[list[st
         loops = step_loops(code)
         inside = sum(any(first <= s <= last for first, last in loops) for s in spills)
         is_persistent = re.search(persistent, name) is not None
-        shown = str(inside) if is_persistent else "-"
+        is_trap = not loops and any(i.name == "BPT.TRAP" for i in code)
+        shown = "-" if not is_persistent else "traps" if is_trap else str(inside)
         table.append(
             f"{kernel.arch:<8} {used[1]:>9}  {used[2]:>5}  {used[3]:>6}  {len(spills):>6}  "
             f"{shown:>12}  {name}"
         )
-        if is_persistent and not loops:
+        if is_persistent and not loops and not is_trap:
             complaints.append(f"{kernel.arch} {name}: persistent, but no loop with a barrier in it")
         if is_persistent and inside:
             complaints.append(f"{kernel.arch} {name}: {inside} spill instructions in its step loop")
@@ -150,13 +152,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if tool is None:
         parser.error(
             "no cuobjdump: it comes with the CUDA toolkit, with the package triton, or by "
-            "python -m pip install nvidia-cuda-cuobjdump; or set CUOBJDUMP"
+            "python -m pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm; or set CUOBJDUMP"
         )
-    outputs = [
-        subprocess.run([tool, flag, options.binary], capture_output=True, text=True, check=True)
-        for flag in ("-res-usage", "-sass")
-    ]
-    table, complaints = report(outputs[0].stdout, outputs[1].stdout, options.persistent)
+    # It calls nvdisasm, which lies beside it.
+    path = os.pathsep.join([str(Path(tool).parent), os.environ.get("PATH", "")])
+    outputs = []
+    for flag in ("-res-usage", "-sass"):
+        command = [tool, flag, str(options.binary)]
+        done = subprocess.run(
+            command, capture_output=True, text=True, env={**os.environ, "PATH": path}
+        )
+        if done.returncode != 0:
+            parser.error(f"{' '.join(command)} failed: {done.stderr.strip()}")
+        outputs.append(done.stdout)
+    table, complaints = report(*outputs, options.persistent)
     print("\n".join(table))
     for complaint in complaints:
         print(f"sass_report: {complaint}", file=sys.stderr)
