@@ -204,6 +204,7 @@ def test_info_command() -> None:
     first, *others = done.stdout.splitlines()
     assert f"fused_lstm {fused_lstm.__version__}, torch {torch.__version__}" in first
     assert "T=5 B=3 I=2 H=7, 1 direction(s), float32, 1 thread(s):" in others
+    assert any(line.startswith("CUDA kernels: ") for line in others)
     assert any(line.startswith("  inference: ") for line in others)
     assert any(line.startswith("  training: ") for line in others)
     wrong = python("-m", "fused_lstm", "--shape", "0", "3", "2", "7")

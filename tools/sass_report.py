@@ -6,7 +6,8 @@ One line per kernel and architecture. A persistent kernel runs its whole sequenc
 register that is spilled inside that loop is written and read again at every step: that fails the
 report, with exit code 1. A spill before or after the loop is only counted. The disassembly says
 where an instruction stands; what ptxas prints while compiling (-Xptxas -v) does not. A persistent
-kernel that only traps, as on GPUs that the plan never chooses it for, is shown as that.
+kernel that only traps, as on GPUs that the plan never chooses it for, is shown as that. "shared" is
+what is fixed at compile time; persistent kernels ask for more when they are launched.
 """
 
 import argparse
