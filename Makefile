@@ -3,6 +3,10 @@
 # make bench    measure it against its peers                    ARGS="--quick"
 # make lint     formatting, lints, types                        make format   repairs what it can
 # make sanitize the native tests under ASan + UBSan and TSan    make wheel    dist/*.whl
+# make cuda-build  compile, link and import the CUDA kernels under a torch with CUDA (5.5 GB, in an
+#               environment of its own), run a part of the CPU tests there, report registers and
+#               spills; no GPU needed       ARCHS=all  or  ARCHS="8.0;9.0a"
+# make cuda-link   compile and link them with the torch that is there, for one old and one new GPU
 # make clean    everything built; make distclean also removes the virtual environment
 #
 # All share one virtual environment, made at the first need and again when what it was made from
@@ -13,13 +17,18 @@ TORCH ?= 2.13.0
 TORCH_INDEX ?=
 DATA_ROOT ?= $(if $(wildcard ../shared/data/MNIST),../shared/data,data)
 ARGS ?=
+CUDA_VENV ?= .venv-cuda
+CUDA_TORCH ?= 2.14.1
+ARCHS ?= 7.5;9.0a
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 
 BIN := $(VENV)/bin
 PY := $(BIN)/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
+CUDA_BIN := $(CUDA_VENV)/bin
 CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | sort)
-FORMATTED := $(CSRC) $(wildcard tests/native/*.cpp tests/native/*.h benchmarks/*.cpp)
+FORMATTED := $(CSRC) $(wildcard tests/native/*.cpp tests/native/*.h benchmarks/*.cpp \
+  tests/simt/*.cpp tests/simt/*.h tests/simt/include/*.h)
 
 # Each step of the environment leaves a stamp in it. SETTINGS changes only when its content does.
 SETTINGS := $(VENV)/.stamp-settings
@@ -29,7 +38,7 @@ DEV_STAMP := $(VENV)/.stamp-dev
 BENCH_STAMP := $(VENV)/.stamp-bench
 
 .PHONY: help train test test-python test-native bench lint format sanitize wheel sdist clean \
-        distclean setup always
+        distclean setup always cuda-build cuda-link
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile | sed '/^PYTHON/,$$d'
 
@@ -59,17 +68,44 @@ format: $(DEV_STAMP)
 sanitize:
 	+$(MAKE) --no-print-directory -C tests/native run-asan run-tsan
 
+# What is built lies in build/ and not in fused_lstm/: the package of .venv stays as it is. The tests
+# are those that say something about the binding; all others are the same with any torch.
+CUDA_TESTS := $(addprefix tests/test_,cuda.py layers.py binding.py forward.py gradients.py packed.py)
+CUDA_TOOLS := nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm
+BUILD_CUDA = MAX_JOBS=$(JOBS) $(if $(filter-out all,$(ARCHS)),FUSED_LSTM_ARCHS="$(ARCHS)")
+cuda-build: $(CUDA_VENV)/.stamp-torch-$(CUDA_TORCH)
+	PATH="$(abspath $(CUDA_BIN)):$$PATH" FUSED_LSTM_CUDA=1 $(BUILD_CUDA) \
+	    $(CUDA_BIN)/python setup.py --quiet build --build-lib build/cuda
+	cd build/cuda && "$(abspath $(CUDA_BIN))/python" -c \
+	    "from fused_lstm import _extension as e; print('imported:', e.require_cuda().build_info())"
+	PYTHONPATH=build/cuda $(CUDA_BIN)/pytest -q -p no:cacheprovider $(CUDA_TESTS)
+	$(CUDA_BIN)/python tools/sass_report.py build/cuda/fused_lstm/_C_cuda.*.so
+$(CUDA_VENV)/.stamp-torch-$(CUDA_TORCH):
+	@echo "setting up $(CUDA_VENV) with torch $(CUDA_TORCH) (once)"
+	$(PYTHON) -m venv $(CUDA_VENV)
+	$(CUDA_BIN)/python -m pip install --quiet --disable-pip-version-check \
+	    'setuptools>=71' ninja numpy 'pytest>=8' $(CUDA_TOOLS) 'torch==$(CUDA_TORCH)'
+	@touch $@
+
+# A torch without CUDA is enough: an empty libtorch_cuda.so stands in for its library.
+cuda-link: $(DEV_STAMP)
+	$(PIP) $(CUDA_TOOLS)
+	PATH="$(abspath $(BIN)):$$PATH" FUSED_LSTM_CUDA=stub $(BUILD_CUDA) \
+	    $(PY) setup.py --quiet build --build-lib build/cuda-link
+	$(PY) -m pytest -q -k cuda tests/test_layers.py
+	$(PY) tools/sass_report.py build/cuda-link/fused_lstm/_C_cuda.*.so
+
 wheel: $(PACKAGE_STAMP)
 	$(PY) -m pip wheel --disable-pip-version-check --no-build-isolation --no-deps -w dist .
 sdist: $(PACKAGE_STAMP)
 	$(PY) setup.py --quiet sdist
 
 clean:
-	rm -rf build dist *.egg-info fused_lstm/_C.*.so .pytest_cache .mypy_cache .ruff_cache
-	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	rm -rf build dist *.egg-info fused_lstm/_C*.so .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -not -path './.venv*' -prune -exec rm -rf {} +
 	rm -f $(PACKAGE_STAMP)
 distclean: clean
-	rm -rf .venv
+	rm -rf .venv .venv-cuda
 
 setup: $(DEV_STAMP)
 
@@ -87,7 +123,7 @@ $(TORCH_STAMP): $(SETTINGS)
 	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) 'torch==$(TORCH)' torchvision
 	@touch $@
 
-$(PACKAGE_STAMP): $(TORCH_STAMP) pyproject.toml setup.py fused_lstm/__init__.py $(CSRC)
+$(PACKAGE_STAMP): $(TORCH_STAMP) pyproject.toml setup.py tools/cuda_build.py fused_lstm/__init__.py $(CSRC)
 	@echo "compiling the extension"
 	PATH="$(abspath $(BIN)):$$PATH" $(PIP) --no-build-isolation --editable '.[train]'
 	@touch $@

@@ -100,8 +100,8 @@ def test_python_arrows() -> None:
         name = relative.parts[0].removesuffix(".py")
         assert name in RANKS, f"{relative}: give this module its place in RANKS"
         for imported in package_imports(path):
-            if imported == "_C":
-                assert name == "_extension", f"{relative} imports _C past _extension.py"
+            if imported in {"_C", "_C_cuda"}:
+                assert name == "_extension", f"{relative} imports {imported} past _extension.py"
             elif (name, imported) == ("info", "__init__"):
                 continue  # the version, read when asked
             elif name != imported:
@@ -126,23 +126,56 @@ def built_module() -> Path:
     return path
 
 
-def test_built_module_uses_the_stable_abi_only() -> None:
-    """No at:: or c10:: symbol is wanted from libtorch: one build serves every torch from 2.11."""
+def built_cuda_modules() -> list[Path]:
+    """`_C_cuda` of this package, and what `make cuda-build` and `make cuda-link` left in build/."""
+    name = f"_C_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
+    found = [*PACKAGE.glob(name), *ROOT.glob(f"build/cuda*/fused_lstm/{name}")]
+    if not found:
+        pytest.skip("_C_cuda has not been built: make cuda-link, or make cuda-build")
+    return found
+
+
+def undefined_symbols(module: Path) -> list[str]:
     nm = shutil.which("nm")
     if nm is None:
         pytest.skip("nm (binutils) is not installed")
-    command = [nm, "-D", "-C", "--undefined-only", str(built_module())]
+    command = [nm, "-D", "-C", "--undefined-only", str(module)]
     symbols = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert "aoti_torch_empty_strided" in symbols, "nm shows nothing of torch's C shim"
-    wrong = [s for s in symbols.splitlines() if re.search(r"\b(at|c10|torch|caffe2)::", s)]
+    return symbols.splitlines()
+
+
+def needed_libraries(module: Path) -> set[str]:
+    """Those of torch and CUDA that the loader will look for."""
+    readelf = shutil.which("readelf")
+    if readelf is None:
+        pytest.skip("readelf (binutils) is not installed")
+    command = [readelf, "-d", str(module)]
+    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return set(re.findall(r"NEEDED.*\[(lib(?:torch|c10|cu)[^\]]*)\]", text))
+
+
+# No symbol of torch's C++ is wanted: one build serves every torch from 2.11. And none of ours.
+FOREIGN = re.compile(r"\b(at|c10|torch|caffe2|fused_lstm)::")
+
+
+def test_built_module_uses_the_stable_abi_only() -> None:
+    wrong = [s for s in undefined_symbols(built_module()) if FOREIGN.search(s)]
     assert not wrong, "\n".join(wrong)
 
 
 def test_built_module_links_what_every_torch_has() -> None:
-    readelf = shutil.which("readelf")
-    if readelf is None:
-        pytest.skip("readelf (binutils) is not installed")
-    command = [readelf, "-d", str(built_module())]
-    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    needed = set(re.findall(r"NEEDED.*\[(lib(?:torch|c10|cu)[^\]]*)\]", text))
-    assert needed == {"libtorch_cpu.so"}
+    assert needed_libraries(built_module()) == {"libtorch_cpu.so"}
+
+
+def test_built_cuda_module_uses_the_stable_abi_only() -> None:
+    for module in built_cuda_modules():
+        symbols = undefined_symbols(module)
+        wrong = [s for s in symbols if FOREIGN.search(s) or re.search(r" (cublas|cuda)\w+", s)]
+        assert not wrong, f"{module}: {wrong}"
+        assert any("aoti_torch_get_current_cuda_stream" in s for s in symbols)
+
+
+def test_built_cuda_module_links_torch_and_no_cuda_library() -> None:
+    for module in built_cuda_modules():
+        assert needed_libraries(module) == {"libtorch_cpu.so", "libtorch_cuda.so"}, module

@@ -41,7 +41,7 @@ def source_copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("source") / "fused_lstm"
     left_out = shutil.ignore_patterns(
         ".git",
-        ".venv",
+        ".venv*",
         "build",
         "dist",
         "data",
@@ -104,10 +104,10 @@ def test_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
         *command,
         PATH=path,
         DIST_EXTRA_CONFIG=str(settings),
-        FUSED_LSTM_CUDA="auto",
+        FUSED_LSTM_CUDA="auto" if torch.version.cuda is None else "0",
     )
     assert made.returncode == 0, made.stderr
-    said = [line for line in made.stdout.splitlines() if "FUSED_LSTM_CUDA=auto" in line]
+    said = [line for line in made.stdout.splitlines() if "FUSED_LSTM_CUDA=" in line]
     assert len(said) == 1
     assert "for the CPU only" in said[0]
     (wheel,) = tmp_path.glob("*.whl")
@@ -137,17 +137,11 @@ def test_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
     assert seen.stdout.split() == ["True", f"{tmp_path}/installed/fused_lstm/_extension.py"]
 
 
-@pytest.mark.parametrize(
-    ("value", "message"),
-    [
-        ("1", "FUSED_LSTM_CUDA=1 cannot be met: this version has no CUDA sources"),
-        ("yes", "FUSED_LSTM_CUDA: expected auto, 1 or 0, got 'yes'"),
-    ],
-)
-def test_cuda_switch_refuses(value: str, message: str) -> None:
-    failed = python("setup.py", "--version", FUSED_LSTM_CUDA=value)
+def test_cuda_switch_refuses() -> None:
+    """One line and no traceback; tests/test_cuda_build.py has every case."""
+    failed = python("setup.py", "--version", FUSED_LSTM_CUDA="yes")
     assert failed.returncode != 0
-    assert message in failed.stderr
+    assert "FUSED_LSTM_CUDA: expected auto, 1, 0 or stub, got 'yes'" in failed.stderr
     assert "Traceback" not in failed.stderr
 
 
@@ -210,6 +204,7 @@ def test_info_command() -> None:
     first, *others = done.stdout.splitlines()
     assert f"fused_lstm {fused_lstm.__version__}, torch {torch.__version__}" in first
     assert "T=5 B=3 I=2 H=7, 1 direction(s), float32, 1 thread(s):" in others
+    assert any(line.startswith("CUDA kernels: ") for line in others)
     assert any(line.startswith("  inference: ") for line in others)
     assert any(line.startswith("  training: ") for line in others)
     wrong = python("-m", "fused_lstm", "--shape", "0", "3", "2", "7")

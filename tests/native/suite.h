@@ -12,7 +12,9 @@ class Suite {
  public:
   // Reads --case "...", --random N, --seed S, --isa NAME, --seconds N (a
   // case that takes longer hangs); arms the watchdog for crashes and hangs.
-  Suite(int argc, char** argv, const char* name);
+  // isa_runs_here: null where no CPU kernel is tested (tests/simt).
+  Suite(int argc, char** argv, const char* name,
+        bool (*isa_runs_here)(fused_lstm::Isa) = fused_lstm::cpu::isa_runs_here);
 
   bool single() const { return !case_text_.empty(); }  // --case was given
   Case single_case() const { return parse_case(case_text_); }

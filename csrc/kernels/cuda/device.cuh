@@ -1,0 +1,241 @@
+// Everything that a kernel of this folder uses beyond plain C++, as named wrappers: each has a body
+// for nvcc (an intrinsic or PTX) and a twin for the stand-in of tests/simt, which compiles the same
+// kernels as C++ and runs them on the CPU. So kernels contain no #ifdef and no asm, take shared
+// memory through dynamic_shared alone, and are launched through launch.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#ifdef __CUDACC__
+#define ON_GPU(gpu, cpu) gpu
+#else
+#define ON_GPU(gpu, cpu) cpu
+#endif
+#define DEVICE __device__ __forceinline__
+
+namespace fused_lstm {
+namespace device {
+
+using bf16 = __nv_bfloat16;
+using half = __half;
+
+// ---- numbers
+// -------------------------------------------------------------------------------------
+
+// What sums and states of stored type T are held in.
+template <class T>
+using Compute = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+DEVICE float to_float(float value) { return value; }
+DEVICE double to_float(double value) { return value; }
+DEVICE float to_float(bf16 value) { return __bfloat162float(value); }
+DEVICE float to_float(half value) { return __half2float(value); }
+// Rounds to nearest, ties to even.
+template <class T>
+DEVICE T from_float(Compute<T> value) {
+  if constexpr (std::is_same_v<T, bf16>) {
+    return __float2bfloat16(value);
+  } else if constexpr (std::is_same_v<T, half>) {
+    return __float2half(value);
+  } else {
+    return value;
+  }
+}
+// Two 16-bit values as one register of an mma fragment.
+template <class T>
+DEVICE uint32_t pack(T low, T high) {
+  static_assert(sizeof(T) == 2, "only 16-bit types are packed in pairs");
+  uint16_t l, h;
+  memcpy(&l, &low, 2);
+  memcpy(&h, &high, 2);
+  return l | static_cast<uint32_t>(h) << 16;
+}
+// A few units in the last place, and no subnormal results: enough where h is stored in 16 bits.
+DEVICE float fast_exp(float value) { return ON_GPU(__expf(value), std::exp(value)); }
+DEVICE float fast_divide(float a, float b) { return ON_GPU(__fdividef(a, b), a / b); }
+
+// ---- shared memory
+// -------------------------------------------------------------------------------
+
+// The block's dynamic shared memory, 128-byte aligned.
+template <class T>
+DEVICE T* dynamic_shared() {
+#ifdef __CUDACC__
+  extern __shared__ __align__(128) unsigned char bytes[];
+  return reinterpret_cast<T*>(bytes);
+#else
+  return reinterpret_cast<T*>(simt::current->block->shared);
+#endif
+}
+
+#ifdef __CUDACC__
+DEVICE uint32_t shared_address(const void* p) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
+#endif
+
+// Copies kBytes (4, 8 or 16; both addresses aligned to that) from global to shared memory. Visible
+// to this thread after cp_async_wait, to others after a barrier that follows it. Below sm_80, which
+// has no such copy, it happens at once.
+template <int kBytes>
+DEVICE void cp_async(void* to_shared, const void* from_global) {
+  static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16, "a copy is 4, 8 or 16 bytes");
+#if !defined(__CUDACC__)
+  simt::async_copy(to_shared, from_global, kBytes);
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+  using Word =
+      std::conditional_t<kBytes == 16, uint4, std::conditional_t<kBytes == 8, uint2, uint32_t>>;
+  *static_cast<Word*>(to_shared) = *static_cast<const Word*>(from_global);
+#else
+  if constexpr (kBytes == 16) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to_shared)),
+                 "l"(from_global)
+                 : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(shared_address(to_shared)),
+                 "l"(from_global), "n"(kBytes)
+                 : "memory");
+  }
+#endif
+}
+
+// Ends a group of copies; cp_async_wait<n> waits until at most the last n groups are under way.
+DEVICE void cp_async_commit() {
+#if !defined(__CUDACC__)
+  simt::async_commit();
+#elif !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+template <int kGroupsLeft>
+DEVICE void cp_async_wait() {
+#if !defined(__CUDACC__)
+  simt::async_wait(kGroupsLeft);
+#elif !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_group %0;" ::"n"(kGroupsLeft) : "memory");
+#endif
+}
+
+// ---- tensor cores
+// --------------------------------------------------------------------------------
+
+// Loads N 8x8 matrices of 16-bit elements; lane 8m + r gives the address of row r of matrix m
+// (lanes beyond 8N: any valid one), 16-byte aligned.
+DEVICE void ldmatrix_x4(uint32_t (&r)[4], const void* row) {
+#ifdef __CUDACC__
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(shared_address(row))
+               : "memory");
+#else
+  simt::ldmatrix(r, row);
+#endif
+}
+DEVICE void ldmatrix_x2(uint32_t (&r)[2], const void* row) {
+#ifdef __CUDACC__
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0,%1}, [%2];"
+               : "=r"(r[0]), "=r"(r[1])
+               : "r"(shared_address(row))
+               : "memory");
+#else
+  simt::ldmatrix(r, row);
+#endif
+}
+
+// d[16x8] += a[16x16] * b[16x8], sums in float; tests/simt/include/simt_warp.h draws the fragments.
+// From sm_80 on: a kernel that needs it is not launched below, and traps there.
+template <class T>
+DEVICE void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  static_assert(std::is_same_v<T, bf16> || std::is_same_v<T, half>, "16-bit operands");
+#if !defined(__CUDACC__)
+  const uint32_t b[2] = {b0, b1};
+  simt::mma_m16n8k16<T>("mma", d, a, b, [](T value) { return to_float(value); });
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+  __trap();
+#else
+#define FUSED_LSTM_MMA(type)                                                \
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." type "." type       \
+               ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};" \
+               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])             \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1))
+  if constexpr (std::is_same_v<T, bf16>) {
+    FUSED_LSTM_MMA("bf16");
+  } else {
+    FUSED_LSTM_MMA("f16");
+  }
+#undef FUSED_LSTM_MMA
+#endif
+}
+
+// d[16x8] += a[16x8] * b[8x8] in tf32; operands come from to_tf32. From sm_80 on, as mma.
+DEVICE void mma_tf32(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+#if !defined(__CUDACC__)
+  const uint32_t b[2] = {b0, b1};
+  simt::mma_m16n8k8_tf32(d, a, b);
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+  __trap();
+#else
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+      "{%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+#endif
+}
+DEVICE uint32_t to_tf32(float value) {  // nearest, ties away from zero
+  uint32_t bits;
+#if !defined(__CUDACC__)
+  memcpy(&bits, &value, 4);
+  bits = (bits + 0x1000u) & ~0x1fffu;
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+  bits = __float_as_uint(value);
+#else
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(value));
+#endif
+  return bits;
+}
+
+// ---- host: one launch call for both worlds
+// -------------------------------------------------------
+
+struct Launch {
+  dim3 grid, block;
+  size_t shared = 0;
+};
+
+// Queues kernel(arguments...) on the stream; 0, or CUDA's error code.
+template <class... Parameters>
+int launch(void (*kernel)(Parameters...), const Launch& how, cudaStream_t stream,
+           std::common_type_t<Parameters>... arguments) {
+#ifdef __CUDACC__
+  if (how.shared > 48 * 1024) {
+    const cudaError_t status = cudaFuncSetAttribute(
+        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(how.shared));
+    if (status != cudaSuccess) return status;
+  }
+  cudaLaunchConfig_t config = {};
+  config.gridDim = how.grid;
+  config.blockDim = how.block;
+  config.dynamicSmemBytes = how.shared;
+  config.stream = stream;
+  return cudaLaunchKernelEx(&config, kernel, arguments...);
+#else
+  (void)stream;
+  return simt::launch(kernel, {how.grid, how.block, how.shared}, arguments...) ? 0 : 1;
+#endif
+}
+
+inline const char* error_text(int error) {
+  return ON_GPU(cudaGetErrorString(static_cast<cudaError_t>(error)),
+                error == 0 ? "no error" : "the stand-in was told to refuse");
+}
+
+}  // namespace device
+}  // namespace fused_lstm

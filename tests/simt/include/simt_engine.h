@@ -1,0 +1,392 @@
+// The engine of the stand-in: fibres, the scheduler of a grid, barriers, and what it reports.
+//
+//     launch --> Grid --> Block (shared memory, barrier) --> Warp (collectives) --> Fibre (a
+//     thread)
+//
+// Everything runs on the one OS thread that calls launch. A fibre runs until it reaches a call that
+// waits for others; then the scheduler picks the next fibre of the whole grid with a seeded
+// generator. So a schedule is a function of the seed, and a failure repeats exactly. The scheduler
+// stays with one warp for a while, and mostly within one block: warps that run far ahead of each
+// other are what reveals a missing barrier. How many blocks are under way at once is chance too.
+//
+// Reported, as simt::Error thrown from launch: no fibre can move (deadlock); threads of a block at
+// two different barriers, or gone while others wait (divergence); a write past the end of dynamic
+// shared memory; a stack overflow; a launch that CUDA would refuse. Shared memory begins as all
+// ones, NaN in every floating-point type, so that reading what nobody wrote shows in the results.
+#pragma once
+
+#include <setjmp.h>
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+namespace simt {
+
+struct Error : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+struct Options {
+  uint64_t seed = 1;              // chooses the schedule
+  size_t stack_bytes = 64 << 10;  // of one fibre
+  size_t shared_limit = 232448;   // bytes of shared memory a block may have: sm_90's
+  int64_t refuse_launch = -1;     // n >= 0: CUDA refuses the n-th launch from now on
+  void (*around_kernel)(bool entered) = nullptr;  // called before and after each kernel
+};
+inline Options options;
+
+struct Site {  // where in the source a barrier stands
+  const char* file;
+  int line;
+  bool operator==(const Site& other) const {
+    return line == other.line && std::strcmp(file, other.file) == 0;
+  }
+  std::string text() const { return std::string(file) + ":" + std::to_string(line); }
+};
+
+struct Block;
+struct Fibre;
+struct Grid;
+
+// Fibres that wait for each other: the barrier of a block, or a collective of a warp.
+struct Meeting {
+  const char* what = "";
+  Site site{"", 0};
+  unsigned mask = 0;  // collectives only
+  std::vector<Fibre*> present;
+};
+
+struct Warp {
+  std::vector<Fibre*> runnable;
+  std::vector<std::unique_ptr<Meeting>> open;  // one for every lane mask in flight
+};
+
+struct AsyncCopy {
+  void* to;
+  const void* from;
+  size_t bytes;
+  unsigned group;
+};
+
+// A stack outlives its fibre: the next fibre that gets it goes on in the endless loop of
+// fibre_main, which costs no system call. Below the stack proper lies as much again, so that an
+// overflow is noticed at the next switch before it hurts anybody.
+struct Stack {
+  explicit Stack(size_t bytes) : size(bytes), memory(new char[2 * bytes]) {}
+  size_t size;
+  std::unique_ptr<char[]> memory;  // untouched pages cost nothing
+  jmp_buf here;
+  bool entered = false;
+};
+
+struct Fibre {
+  Block* block = nullptr;
+  unsigned id = 0;
+  bool done = false;
+  const Meeting* waiting_in = nullptr;
+  void* argument = nullptr;  // what this lane brings to a collective
+  std::unique_ptr<Stack> stack;
+  std::vector<AsyncCopy> copies;
+  unsigned copy_group = 0;
+};
+
+struct Block {
+  Grid* grid;
+  dim3 index;
+  std::vector<Fibre> fibres;
+  std::vector<Warp> warps;
+  unsigned done = 0;
+  Meeting barrier;
+  std::vector<unsigned char> memory;  // dynamic shared memory, then a fence
+  unsigned char* shared = nullptr;
+};
+
+struct Launch {
+  dim3 grid, block;
+  size_t shared = 0;
+};
+
+constexpr size_t kFence = 64;
+constexpr size_t kResident = 64;  // blocks under way at once, at most
+
+inline Fibre* current = nullptr;  // the fibre that runs
+inline jmp_buf scheduler;         // where resume() was called
+inline std::vector<std::unique_ptr<Stack>> idle_stacks;
+
+struct Grid {
+  Launch launch;
+  std::function<void()> kernel;
+  uint64_t random_state = 0;
+  std::vector<unsigned> waiting;  // blocks that have not started, in random order
+  std::vector<std::unique_ptr<Block>> alive;
+  Warp* favourite = nullptr;
+  Block* favourite_block = nullptr;
+  std::string error;
+
+  size_t random(size_t n) {  // xorshift*; 0 .. n-1
+    random_state ^= random_state >> 12;
+    random_state ^= random_state << 25;
+    random_state ^= random_state >> 27;
+    return static_cast<size_t>((random_state * 0x2545F4914F6CDD1Dull) >> 33) % n;
+  }
+  void run();
+
+ private:
+  void start_block();
+  Fibre* choose();
+  void choose_warp();
+  void finish(Block& block);
+  std::string who_waits() const;
+};
+
+inline void Grid::start_block() {
+  const unsigned i = waiting.back();
+  waiting.pop_back();
+  alive.push_back(std::make_unique<Block>());
+  Block& block = *alive.back();
+  block.grid = this;
+  block.index =
+      dim3(i % launch.grid.x, i / launch.grid.x % launch.grid.y, i / launch.grid.x / launch.grid.y);
+  block.memory.assign(launch.shared + 128 + kFence, 0xff);
+  const auto start = reinterpret_cast<uintptr_t>(block.memory.data());
+  block.shared = reinterpret_cast<unsigned char*>((start + 127) & ~uintptr_t{127});
+  block.fibres = std::vector<Fibre>(launch.block.volume());
+  block.warps = std::vector<Warp>((block.fibres.size() + 31) / 32);
+  for (unsigned t = 0; t < block.fibres.size(); ++t) {
+    block.fibres[t].block = &block;
+    block.fibres[t].id = t;
+    block.warps[t / 32].runnable.push_back(&block.fibres[t]);
+  }
+}
+
+// Another warp of the same block seven times of eight, otherwise any warp that can move.
+inline void Grid::choose_warp() {
+  favourite = nullptr;
+  const bool stay = favourite_block != nullptr && random(8) != 0;
+  for (int attempt = stay ? 0 : 1; attempt < 2 && favourite == nullptr; ++attempt) {
+    std::vector<std::pair<Block*, Warp*>> choice;
+    for (const auto& block : alive) {
+      if (attempt == 0 && block.get() != favourite_block) continue;
+      for (Warp& warp : block->warps) {
+        if (!warp.runnable.empty()) choice.push_back({block.get(), &warp});
+      }
+    }
+    if (choice.empty()) continue;
+    std::tie(favourite_block, favourite) = choice[random(choice.size())];
+  }
+}
+
+inline Fibre* Grid::choose() {
+  if (!error.empty() || alive.empty()) return nullptr;
+  if (favourite == nullptr || favourite->runnable.empty() || random(256) == 0) choose_warp();
+  if (favourite == nullptr) {
+    error = "deadlock: every thread waits\n" + who_waits();
+    return nullptr;
+  }
+  return favourite->runnable[random(favourite->runnable.size())];
+}
+
+inline std::string Grid::who_waits() const {
+  std::string text;
+  for (const auto& block : alive) {
+    text +=
+        "  block " + std::to_string(block->index.x) + "," + std::to_string(block->index.y) + ":";
+    std::string before;
+    for (const Fibre& fibre : block->fibres) {
+      std::string state = fibre.done ? "returned"
+                          : fibre.waiting_in
+                              ? fibre.waiting_in->what + (" " + fibre.waiting_in->site.text())
+                              : "runnable";
+      if (state != before) text += " [thread " + std::to_string(fibre.id) + "..: " + state + "]";
+      before = std::move(state);
+    }
+    text += "\n";
+  }
+  return text;
+}
+
+inline void Grid::finish(Block& block) {  // all its threads returned
+  for (size_t i = 0; i < kFence; ++i) {
+    if (block.shared[launch.shared + i] != 0xff) {
+      error = "write past the end of dynamic shared memory";
+    }
+  }
+  if (favourite_block == &block) {
+    favourite_block = nullptr;
+    favourite = nullptr;
+  }
+  alive.erase(std::find_if(alive.begin(), alive.end(),
+                           [&](const auto& other) { return other.get() == &block; }));
+  if (!waiting.empty()) start_block();
+}
+
+// ---- fibres ------------------------------------------------------------------------------------
+
+[[noreturn]] inline void fail(const std::string& message) {
+  const Block& block = *current->block;
+  throw Error("block " + std::to_string(block.index.x) + "," + std::to_string(block.index.y) +
+              " thread " + std::to_string(current->id) + ": " + message);
+}
+
+inline std::vector<Fibre*>& runnable_like(const Fibre& fibre) {
+  return fibre.block->warps[fibre.id / 32].runnable;
+}
+
+inline void run_kernel() {
+  Fibre& me = *current;
+  Block& block = *me.block;
+  try {
+    block.grid->kernel();
+    if (!me.copies.empty()) fail("returned with cp.async still in flight");
+    if (!block.barrier.present.empty()) {
+      fail("barrier divergence: returned while others wait at " + block.barrier.site.text());
+    }
+  } catch (const std::exception& e) {
+    if (block.grid->error.empty()) block.grid->error = e.what();
+  }
+  me.done = true;
+  ++block.done;
+  auto& list = runnable_like(me);
+  list.erase(std::remove(list.begin(), list.end(), &me), list.end());  // absent if it was waiting
+}
+
+inline __attribute__((noinline)) void fibre_main() {
+  while (true) {
+    run_kernel();
+    if (_setjmp(current->stack->here) == 0) _longjmp(scheduler, 1);
+  }
+}
+
+// Back to the scheduler; returns when this fibre is chosen again.
+inline __attribute__((noinline)) void leave() {
+  Stack& stack = *current->stack;
+  char low;  // its address is near the stack pointer
+  if (&low < stack.memory.get() + stack.size) {
+    fail("stack overflow: raise simt::options.stack_bytes");
+  }
+  if (_setjmp(stack.here) == 0) _longjmp(scheduler, 1);
+}
+
+inline std::unique_ptr<Stack> take_stack() {
+  if (idle_stacks.empty()) return std::make_unique<Stack>(options.stack_bytes);
+  std::unique_ptr<Stack> stack = std::move(idle_stacks.back());
+  idle_stacks.pop_back();
+  return stack;
+}
+
+inline __attribute__((noinline)) void resume(Fibre& fibre) {
+  current = &fibre;
+  if (!fibre.stack) fibre.stack = take_stack();
+  if (_setjmp(scheduler) != 0) return;
+  if (fibre.stack->entered) _longjmp(fibre.stack->here, 1);
+  fibre.stack->entered = true;
+  ucontext_t first;
+  getcontext(&first);
+  first.uc_stack.ss_sp = fibre.stack->memory.get();
+  first.uc_stack.ss_size = 2 * fibre.stack->size;
+  first.uc_link = nullptr;
+  makecontext(&first, fibre_main, 0);
+  setcontext(&first);
+}
+
+inline void Grid::run() {
+  for (size_t n = 1 + random(std::min(waiting.size(), kResident)); n > 0; --n) start_block();
+  while (Fibre* fibre = choose()) {
+    resume(*fibre);
+    if (!fibre->done) continue;
+    idle_stacks.push_back(std::move(fibre->stack));
+    Block& block = *fibre->block;
+    if (block.done == block.fibres.size()) finish(block);
+  }
+  current = nullptr;
+}
+
+// Runs the kernel to its end. False when options.refuse_launch says that CUDA refuses.
+template <class... P, class... A>
+bool launch(void (*kernel)(P...), const Launch& how, A... arguments) {
+  if (options.refuse_launch >= 0 && options.refuse_launch-- == 0) return false;
+  if (current != nullptr) throw Error("launch: from within a kernel");
+  if (how.shared > options.shared_limit) {
+    throw Error("launch: " + std::to_string(how.shared) + " bytes of shared memory, at most " +
+                std::to_string(options.shared_limit));
+  }
+  if (how.block.volume() > 1024 || how.block.volume() == 0 || how.block.z > 64) {
+    throw Error("launch: 1 to 1024 threads in a block");
+  }
+  if (how.grid.volume() == 0) throw Error("launch: empty grid");
+  if (how.grid.x > 0x7fffffffu || how.grid.y > 65535 || how.grid.z > 65535) {
+    throw Error("launch: at most 2^31-1, 65535 and 65535 blocks in x, y and z");
+  }
+  Grid grid;
+  grid.launch = how;
+  grid.kernel = [=] { kernel(arguments...); };
+  grid.random_state = options.seed * 0x9E3779B97F4A7C15ull + 1;
+  grid.waiting.resize(how.grid.volume());
+  for (size_t i = 0; i < grid.waiting.size(); ++i) {
+    const size_t other = grid.random(i + 1);
+    grid.waiting[i] = grid.waiting[other];
+    grid.waiting[other] = static_cast<unsigned>(i);
+  }
+  if (options.around_kernel != nullptr) options.around_kernel(true);
+  grid.run();
+  if (options.around_kernel != nullptr) options.around_kernel(false);
+  if (!grid.error.empty()) throw Error(grid.error);
+  return true;
+}
+
+// ---- meetings ----------------------------------------------------------------------------------
+
+// Joins; the last of `expected` to arrive runs act for all of them and lets them go.
+template <class Act>
+void meet(Meeting& meeting, size_t expected, Act act) {
+  Fibre& me = *current;
+  meeting.present.push_back(&me);
+  if (meeting.present.size() < expected) {
+    auto& list = runnable_like(me);
+    list.erase(std::find(list.begin(), list.end(), &me));
+    me.waiting_in = &meeting;
+  } else {
+    act(meeting.present);
+    for (Fibre* fibre : meeting.present) {
+      if (fibre != &me) runnable_like(*fibre).push_back(fibre);
+      fibre->waiting_in = nullptr;
+    }
+    meeting.present.clear();
+  }
+  leave();  // who goes first after a meeting is chance
+}
+
+inline void sync_block(Site site) {
+  Block& block = *current->block;
+  Meeting& barrier = block.barrier;
+  if (barrier.present.empty()) {
+    barrier.what = "__syncthreads";
+    barrier.site = site;
+  }
+  if (!(barrier.site == site)) {
+    fail("barrier divergence: __syncthreads " + site.text() + " while others wait at " +
+         barrier.site.text());
+  }
+  if (block.done > 0) {
+    fail("barrier divergence: __syncthreads " + site.text() + " after " +
+         std::to_string(block.done) + " threads returned");
+  }
+  meet(barrier, block.fibres.size(), [](const std::vector<Fibre*>&) {});
+}
+
+inline uint3 thread_index() {
+  const dim3& size = current->block->grid->launch.block;
+  const unsigned id = current->id;
+  return {id % size.x, id / size.x % size.y, id / size.x / size.y};
+}
+
+}  // namespace simt
