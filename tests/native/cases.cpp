@@ -56,6 +56,11 @@ constexpr Field kFields[] = {
     {"threads", &Case::threads, nullptr, 0, true},
     {"back_par", &Case::back_par, kParallelNames, kParallelKinds, true},
     {"back_threads", &Case::back_threads, nullptr, 0, true},
+    {"arch", &Case::arch, nullptr, 0, true},
+    {"math", &Case::math, nullptr, 0, true},
+    {"family", &Case::family, nullptr, 0, true},
+    {"back_family", &Case::back_family, nullptr, 0, true},
+    {"schedule", &Case::schedule, nullptr, 0, true},
 };
 
 [[noreturn]] void reject(const std::string& token) {

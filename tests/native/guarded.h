@@ -5,10 +5,12 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <vector>
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
@@ -33,8 +35,10 @@ class Guarded {
     data_ = pages_ + kPage + lead;
     std::memset(pages_ + kPage, kPattern, span_);
     forbid_slack(true);
+    blocks_.push_back(this);
   }
   ~Guarded() {
+    blocks_.erase(std::find(blocks_.begin(), blocks_.end(), this));
     forbid_slack(false);
     munmap(pages_, span_ + 2 * kPage);
   }
@@ -44,6 +48,13 @@ class Guarded {
   void* data() const { return data_; }
   size_t bytes() const { return bytes_; }
   void fill(unsigned char value) { std::memset(data_, value, bytes_); }
+
+  // Takes all the memory away from the program, or gives it back.
+  void allow(bool allowed) const {
+    mprotect(pages_ + kPage, span_, allowed ? PROT_READ | PROT_WRITE : PROT_NONE);
+  }
+  // Every block that lives.
+  static const std::vector<Guarded*>& blocks() { return blocks_; }
 
   // True while no byte outside the block has changed.
   bool intact() const {
@@ -79,6 +90,7 @@ class Guarded {
 #endif
   }
 
+  inline static std::vector<Guarded*> blocks_;
   size_t bytes_ = 0, span_ = 0;
   unsigned char* pages_ = nullptr;
   unsigned char* data_ = nullptr;

@@ -180,9 +180,8 @@ def try_mutant(mutant: Mutant, kernels: Path, build: Path, isa: str) -> str | No
             for path in sorted((build / "kernel").rglob("*.o"))
             if path.stem not in {source.stem for source in changed}
         ]
-        shared = [
-            build / f"{name}.o" for name in ("reference", "parallel", "cases", "run", "suite")
-        ]
+        names = ("reference", "parallel", "cases", "run", "suite", "kernels_cpu")
+        shared = [build / f"{name}.o" for name in names]
         program = Path(folder) / mutant.test
         command = [os.environ.get("CXX", "g++"), "-std=c++17", "-O1", "-w", "-pthread", f"-I{copy}"]
         command += [str(path) for path in changed + kept + shared + [build / f"{mutant.test}.o"]]

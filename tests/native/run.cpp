@@ -3,8 +3,6 @@
 
 #include <vector>
 
-#include "parallel.h"
-
 using fused_lstm::Problem;
 using fused_lstm::Status;
 
@@ -23,7 +21,7 @@ std::unique_ptr<Guarded> make(const Case& c, int64_t elements) {
 }
 
 std::unique_ptr<Guarded> make_scratch(const Case& c, size_t bytes, unsigned char poison) {
-  auto scratch = std::make_unique<Guarded>(bytes, 64, c.at_start != 0);
+  auto scratch = std::make_unique<Guarded>(bytes, kernels::kAlignment, c.at_start != 0);
   scratch->fill(poison);
   return scratch;
 }
@@ -51,12 +49,11 @@ bool gaps_intact(const Problem& p, const Guarded& y, const Strides& s) {
 ForwardRun run_forward(const Case& c, const Data& data, bool training, unsigned char poison) {
   const Problem& p = data.problem;
   ForwardRun run;
-  fused_lstm::cpu::set_isa(static_cast<fused_lstm::Isa>(c.isa));
   run.y_strides = strides_of(c, c.y_layout, p.D * p.P, data.rows);
   run.y = make(c, run.y_strides.elements);
   run.h_n = make(c, p.D * p.B * p.P);
   run.c_n = make(c, p.D * p.B * p.H);
-  if (training) run.reserve = make_scratch(c, fused_lstm::cpu::reserve_bytes(p), poison);
+  if (training) run.reserve = make_scratch(c, kernels::reserve_bytes(c, p), poison);
   fused_lstm::Outputs outputs;
   outputs.y = run.y->data();
   outputs.y_t = run.y_strides.t;
@@ -64,11 +61,11 @@ ForwardRun run_forward(const Case& c, const Data& data, bool training, unsigned 
   outputs.h_n = run.h_n->data();
   outputs.c_n = run.c_n->data();
   outputs.reserve = training ? run.reserve->data() : nullptr;
-  const auto parallel = make_parallel(c.par, c.threads);
-  const size_t bytes = fused_lstm::cpu::forward_workspace_bytes(p, training, parallel.threads);
+  const size_t bytes = kernels::forward_workspace_bytes(c, p, training);
   const auto workspace = make_scratch(c, bytes, poison);
-  run.status = fused_lstm::cpu::forward(p, outputs, workspace->data(), bytes, parallel);
-  run.shared = shared_runs() > 0;
+  run.status = kernels::forward(c, p, outputs, workspace->data(), bytes);
+  run.shared = kernels::shared();
+  run.complaint = kernels::complaint();
   if (!workspace->intact()) run.complaint += " wrote outside the workspace;";
   if (training && !run.reserve->intact()) run.complaint += " wrote outside the reserve;";
   if (!run.y->intact()) run.complaint += " wrote outside y;";
@@ -83,7 +80,6 @@ BackwardRun run_backward(const Case& c, const Data& data, const ForwardRun& forw
                          unsigned char poison) {
   const Problem& p = data.problem;
   BackwardRun run;
-  fused_lstm::cpu::set_isa(static_cast<fused_lstm::Isa>(c.isa));
   fused_lstm::Gradients gradients = data.incoming;
   gradients.y = forward.y->data();
   gradients.y_t = forward.y_strides.t;
@@ -97,11 +93,11 @@ BackwardRun run_backward(const Case& c, const Data& data, const ForwardRun& forw
     *gradient_slot(gradients, k) = run.gradients[k]->data();
   }
   const Bytes y_before = bytes_of(*forward.y), reserve_before = bytes_of(*forward.reserve);
-  const auto parallel = make_parallel(c.back_par, c.back_threads);
-  const size_t bytes = fused_lstm::cpu::backward_workspace_bytes(p, gradients, parallel.threads);
+  const size_t bytes = kernels::backward_workspace_bytes(c, p, gradients);
   const auto workspace = make_scratch(c, bytes, poison);
-  run.status = fused_lstm::cpu::backward(p, gradients, workspace->data(), bytes, parallel);
-  run.shared = shared_runs() > 0;
+  run.status = kernels::backward(c, p, gradients, workspace->data(), bytes);
+  run.shared = kernels::shared();
+  run.complaint = kernels::complaint();
   if (!workspace->intact()) run.complaint += " wrote outside the workspace;";
   for (int k = 0; k < kGradients; ++k) {
     if (run.gradients[k] && !run.gradients[k]->intact()) {

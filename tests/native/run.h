@@ -1,5 +1,6 @@
 // One kernel call with everything around it watched: exact buffers in guarded memory, poisoned
-// workspace and reserve, padding between strides, inputs compared with a copy.
+// workspace and reserve, padding between strides, inputs compared with a copy. Which kernels those
+// are is the linker's choice: kernels_cpu.cpp here, kernels_cuda.cpp in tests/simt.
 #pragma once
 
 #include <memory>
@@ -9,6 +10,22 @@
 #include "guarded.h"
 #include "lstm.h"
 #include "reference.h"
+
+// The kernels under test behind the contract of lstm.h; the case says how they run.
+namespace kernels {
+extern const size_t kAlignment;  // of workspace and reserve
+size_t reserve_bytes(const Case& c, const fused_lstm::Problem& problem);
+size_t forward_workspace_bytes(const Case& c, const fused_lstm::Problem& problem, bool training);
+size_t backward_workspace_bytes(const Case& c, const fused_lstm::Problem& problem,
+                                const fused_lstm::Gradients& gradients);
+fused_lstm::Status forward(const Case& c, const fused_lstm::Problem& problem,
+                           const fused_lstm::Outputs& outputs, void* workspace, size_t bytes);
+fused_lstm::Status backward(const Case& c, const fused_lstm::Problem& problem,
+                            const fused_lstm::Gradients& gradients, void* workspace, size_t bytes);
+// About the call just made: what it complained about itself, and whether it shared its work out.
+std::string complaint();
+bool shared();
+}  // namespace kernels
 
 struct ForwardRun {
   fused_lstm::Status status = fused_lstm::Status::kOk;

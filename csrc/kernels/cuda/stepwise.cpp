@@ -28,9 +28,9 @@ class Carver {
 
 int64_t computed_bytes(DType dtype) { return dtype == DType::kFloat64 ? 8 : 4; }
 
-// Rows of the largest chunk: whole steps, and never fewer than one.
+// Rows of the largest chunk: whole steps, and never fewer than one. Sizes are not checked yet here.
 int64_t chunk_rows(const Problem& p, int64_t row_bytes) {
-  return std::min(row_count(p), std::max(p.B, kChunkBytes / row_bytes));
+  return std::min(row_count(p), std::max(p.B, kChunkBytes / std::max(row_bytes, int64_t{1})));
 }
 
 }  // namespace

@@ -40,6 +40,7 @@ struct Options {
   size_t stack_bytes = 64 << 10;  // of one fibre
   size_t shared_limit = 232448;   // bytes of shared memory a block may have: sm_90's
   int64_t refuse_launch = -1;     // n >= 0: CUDA refuses the n-th launch from now on
+  void (*around_kernel)(bool entered) = nullptr;  // called before and after each kernel
 };
 inline Options options;
 
@@ -335,7 +336,9 @@ bool launch(void (*kernel)(P...), const Launch& how, A... arguments) {
     grid.waiting[i] = grid.waiting[other];
     grid.waiting[other] = static_cast<unsigned>(i);
   }
+  if (options.around_kernel != nullptr) options.around_kernel(true);
   grid.run();
+  if (options.around_kernel != nullptr) options.around_kernel(false);
   if (!grid.error.empty()) throw Error(grid.error);
   return true;
 }

@@ -1,0 +1,9 @@
+// The CUDA kernels on the stand-in, as tests/native/run.h calls them (kernels_cuda.cpp defines
+// kernels::forward and the rest), and what a test may want besides.
+#pragma once
+
+#include "cases.h"
+#include "cuda.h"
+
+// The device and options of a case; products by multiply_plainly.
+fused_lstm::cuda::Launch make_launch(const Case& c, bool backward);
