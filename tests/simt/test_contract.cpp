@@ -5,6 +5,7 @@
 
 #include "blas.h"
 #include "kernels_cuda.h"
+#include "pointwise.cuh"
 #include "run.h"
 #include "suite.h"
 
@@ -93,6 +94,20 @@ void check_refused(Suite& suite, const std::string& what, Status want, Spoil spo
   suite.end();
 }
 
+// Sequences too long for a grid of 65535 blocks take several sweeps; here every grid is too small.
+void check_sweeps(Suite& suite) {
+  suite.begin("a grid smaller than its work");
+  const int64_t rows = 37, columns = 300;
+  std::vector<float> from(rows * columns), to(rows * columns, -1.0f);
+  for (size_t k = 0; k < from.size(); ++k) from[k] = static_cast<float>(k);
+  const cuda::CopyBlocks<float> copy = {1, rows, columns, from.data(), 0, columns, to.data(), 0};
+  Launch launch;
+  cuda::Queue queue(launch, fused_lstm::DType::kFloat32);
+  queue.run(cuda::copy_blocks_kernel<float>, cuda::cover(rows, columns, 2), copy);
+  suite.expect(from == to, "some elements are missing");
+  suite.end();
+}
+
 bool refuse(void*, const cuda::Product&) { return false; }
 
 void check_statuses(Suite& suite) {
@@ -143,6 +158,7 @@ void check_statuses(Suite& suite) {
 int main(int argc, char** argv) {
   Suite suite(argc, argv, "test_contract", nullptr);
   check_statuses(suite);
+  check_sweeps(suite);
   {
     suite.begin("a workspace one byte too small");
     Call call(kCase);
