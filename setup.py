@@ -1,8 +1,10 @@
 """The compiled half of fused_lstm; everything else is in pyproject.toml.
 
-One module, `fused_lstm._C`: the kernels, which know no torch, and the binding, which uses torch's
-stable ABI only, so that one build serves every torch from 2.11 on. Kernel files choose their own
-instruction sets by pragma and the right one is taken at run time: no -march flag belongs here.
+Two modules, `fused_lstm._C` and, where toolkit and torch allow it, `fused_lstm._C_cuda`: the
+kernels, which know no torch, and the binding, which uses torch's stable ABI only, so that one build
+serves every torch from 2.11 on. What is decided about CUDA stands in tools/cuda_build.py.
+CPU kernels choose their own instruction sets by pragma and the right one is taken at run time:
+no -march flag belongs here.
 """
 
 import importlib.util
@@ -14,6 +16,9 @@ from pathlib import Path
 import setuptools
 
 ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT / "tools"))
+import cuda_build  # noqa: E402
+
 OLDEST_TORCH = (2, 11)
 
 
@@ -37,14 +42,12 @@ if tuple(map(int, torch.__version__.split(".")[:2])) < OLDEST_TORCH:
         "python -m pip install --upgrade torch"
     )
 
-cuda = os.environ.get("FUSED_LSTM_CUDA", "auto")
-if cuda not in ("auto", "0", "1"):
-    refuse(f"FUSED_LSTM_CUDA: expected auto, 1 or 0, got {cuda!r}")
-if cuda == "1":
-    refuse(
-        "FUSED_LSTM_CUDA=1 cannot be met: this version has no CUDA sources. "
-        "Set FUSED_LSTM_CUDA=0 or unset it; on CUDA tensors torch's own LSTM then computes"
+try:
+    plan = cuda_build.decide(
+        os.environ, torch.__version__, torch.version.cuda, cuda_build.find_toolkit
     )
+except cuda_build.RefusalError as error:
+    refuse(str(error))
 
 
 class Build(BuildExtension):
@@ -55,22 +58,64 @@ class Build(BuildExtension):
         self.build_temp = f"build/{sys.implementation.cache_tag}-torch{torch.__version__}"
 
     def build_extensions(self) -> None:
-        print(f"fused_lstm: FUSED_LSTM_CUDA={cuda}: for the CPU only, there are no CUDA sources")
+        setting = os.environ.get("FUSED_LSTM_CUDA", "auto")
+        print(f"fused_lstm: FUSED_LSTM_CUDA={setting}: {plan.reason}", flush=True)
+        self.objects = Path(self.build_temp)
         super().build_extensions()
+
+    def build_extension(self, ext: setuptools.Extension) -> None:
+        # The modules share sources and not flags, so each has objects of its own.
+        self.build_temp = str(self.objects / ext.name)
+        if ext.name.endswith("_cuda"):
+            kernels = [ROOT / path for path in files("csrc/kernels/cuda/*.cu")]
+            try:
+                compiled = cuda_build.compile_kernels(plan, kernels, self.objects / "nvcc")
+            except cuda_build.RefusalError as error:
+                refuse(str(error))
+            ext.extra_objects = compiled
+            if plan.stub:
+                ext.library_dirs.append(str(cuda_build.make_stub(self.objects / "stub")))
+        super().build_extension(ext)
 
 
 def files(*patterns: str) -> list[str]:
     return sorted(str(p.relative_to(ROOT)) for pattern in patterns for p in ROOT.glob(pattern))
 
 
+def extension(name: str, sources: list[str], libraries: list[str], **more: list) -> CppExtension:
+    made = CppExtension(
+        name,
+        sources,
+        depends=files("csrc/**/*.h"),
+        define_macros=[("FUSED_LSTM_VERSION", version), *more.get("macros", [])],
+        extra_compile_args=["-O3", "-g0", "-std=c++17", "-fvisibility=hidden"],
+    )
+    made.libraries = libraries  # and not torch_python, c10: only C functions are called
+    made.include_dirs += more.get("include_dirs", [])
+    made.library_dirs += more.get("library_dirs", [])
+    made.extra_link_args += more.get("link_args", [])
+    return made
+
+
 init = (ROOT / "fused_lstm" / "__init__.py").read_text(encoding="utf-8")
 version = re.search(r'^__version__ = "(.+)"$', init, re.MULTILINE)[1]
-extension = CppExtension(
-    "fused_lstm._C",
-    files("csrc/binding/*.cpp", "csrc/kernels/**/*.cpp"),
-    depends=files("csrc/**/*.h"),
-    define_macros=[("FUSED_LSTM_VERSION", version)],
-    extra_compile_args=["-O3", "-g0", "-std=c++17", "-fvisibility=hidden"],
-)
-extension.libraries = ["torch_cpu"]  # and not torch_python, c10: only C functions are called
-setuptools.setup(ext_modules=[extension], cmdclass={"build_ext": Build})
+cuda_binding = files("csrc/binding/*_cuda.cpp")
+cpu_binding = sorted(set(files("csrc/binding/*.cpp")) - set(cuda_binding))
+extensions = [
+    extension("fused_lstm._C", cpu_binding + files("csrc/kernels/cpu/*.cpp"), ["torch_cpu"])
+]
+if plan.toolkit:
+    shared = files("csrc/binding/stable.cpp", "csrc/binding/call.cpp")
+    extensions.append(
+        extension(
+            "fused_lstm._C_cuda",
+            cuda_binding + shared + files("csrc/kernels/cuda/*.cpp"),
+            ["torch_cpu", "cudart_static", "rt", "dl", "pthread"],
+            macros=[("USE_CUDA", None), ("FUSED_LSTM_CUDA_ARCHS", ",".join(plan.archs))],
+            include_dirs=[str(plan.toolkit.home / "include")],
+            library_dirs=[str(cuda_build.library(plan.toolkit.home))],
+            # Named even where a stub gives no symbol: without it the module finds no CUDA shim.
+            link_args=["-Wl,--no-as-needed", "-ltorch_cuda"],
+        )
+    )
+setuptools.setup(ext_modules=extensions, cmdclass={"build_ext": Build})

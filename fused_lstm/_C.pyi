@@ -1,7 +1,7 @@
 """The module csrc/binding/module.cpp builds. Sizes: T steps, B rows, I features, H units, P, D."""
 
-def build_info() -> dict[str, str | bool | list[str]]:
-    """Keys version, compiler, torch_target, isas (compiled in), cuda."""
+def build_info() -> dict[str, str | list[str]]:
+    """Keys version, compiler, torch_target, isas (compiled in)."""
 
 def cpu_features() -> dict[str, bool]:
     """What the processor and the system offer, by name."""

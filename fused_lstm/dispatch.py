@@ -1,6 +1,7 @@
 """Chooses what computes a checked call, and runs its layers.
 
-Three ways lead through. The fused operator, wherever it has a kernel. PyTorch's own LSTM, for the
+Three ways lead through. The fused operator, wherever it has a kernel (on a GPU: wherever those are
+turned on, see `_extension.py`). PyTorch's own LSTM, for the
 devices, dtypes and options without one and in graphs that must run elsewhere: whatever
 torch.nn.LSTM accepts works here too, and `explain_plan` says which way is taken. And the
 specification in `reference.py`, under torch.func's transforms and forward-mode differentiation,
@@ -143,13 +144,18 @@ def _ten(
 def _autocast(
     x: Tensor, hx: Sequence[Tensor] | None, weights: Sequence[Tensor], rounds: bool
 ) -> tuple[Tensor, Sequence[Tensor] | None, Sequence[Tensor], tuple[torch.dtype, ...] | None]:
-    """What to compute with under CPU autocast, and the dtypes of y, h_n and c_n (None: as is).
+    """What to compute with under autocast, and the dtypes of y, h_n and c_n (None: as is).
 
-    float64 stays float64. Other mixed types are computed in float32, where our kernels are as fast
-    as in the lower type, and only results are rounded. Where a float32 input `rounds` (padded, not
-    packed nor a cell), y and h_n take the autocast dtype and c_n stays float32; elsewhere all three
-    have the type of the state.
+    float64 stays float64. On a GPU everything else is cast to the autocast dtype, as it is for
+    nn.LSTM there. On the CPU other mixed types are computed in float32, where our kernels are as
+    fast as in the lower type, and only results are rounded. Where a float32 input `rounds` (padded,
+    not packed nor a cell), y and h_n take the autocast dtype and c_n stays float32; elsewhere all
+    three have the type of the state.
     """
+    if not x.is_cpu:
+        low = torch.get_autocast_dtype(x.device.type)
+        state = None if hx is None else [_lowered(t, low) for t in hx]
+        return _lowered(x, low), state, [_lowered(t, low) for t in weights], None
     everything = (x, *(hx or ()), *weights)
     if any(t.dtype is torch.float64 for t in everything):
         return x, hx, weights, None
@@ -157,19 +163,25 @@ def _autocast(
         low = torch.get_autocast_dtype(x.device.type)
         result_dtypes = (low, low, torch.float32)
     else:
-        state = x.dtype if hx is None else torch.promote_types(hx[0].dtype, hx[1].dtype)
-        result_dtypes = (state, state, state)
+        common = x.dtype if hx is None else torch.promote_types(hx[0].dtype, hx[1].dtype)
+        result_dtypes = (common, common, common)
     if any(t.dtype is not x.dtype for t in everything):
         x, hx = x.float(), None if hx is None else [t.float() for t in hx]
         weights = [t.float() for t in weights]
     return x, hx, weights, result_dtypes
 
 
+def _lowered(t: Tensor, low: torch.dtype) -> Tensor:
+    return t if t.dtype is torch.float64 else t.to(low)
+
+
 def _check_uniform(x: Tensor, hx: Sequence[Tensor] | None, weights: Sequence[Tensor]) -> None:
     dtype, is_cpu = x.dtype, x.is_cpu
+    device = None if is_cpu else x.device  # reading it costs more than is_cpu
     for name, tensors in (("hx", hx or ()), ("weights", weights)):
         for k, t in enumerate(tensors):
-            if t.dtype is not dtype or t.is_cpu is not is_cpu:
+            elsewhere = t.is_cpu is not is_cpu or (device is not None and t.device != device)
+            if t.dtype is not dtype or elsewhere:
                 raise RuntimeError(
                     f"{name}[{k}]: expected {dtype} on device '{x.device}' like the input, "
                     f"got {t.dtype} on device '{t.device}'"
@@ -183,13 +195,23 @@ def _is_transformed() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
-def _no_kernel(device_type: str, dtype: torch.dtype, proj_size: int) -> str | None:
+def _no_kernel(device: torch.device, dtype: torch.dtype, proj_size: int) -> str | None:
     """Why there is no kernel for an LSTM like this, or None when there is one."""
-    if device_type != "cpu":
-        return f"no kernel for device '{device_type}'"
+    if device.type not in ("cpu", "cuda"):
+        return f"no kernel for device '{device.type}'"
     if dtype not in _KERNEL_DTYPES:
         return f"no kernel for {dtype}"
-    return "no kernel with proj_size" if proj_size else None
+    if device.type == "cpu":
+        return "no kernel with proj_size" if proj_size else None
+    obstacle: str | None = _extension.cuda_obstacle(_index(device))
+    return obstacle
+
+
+def _index(device: torch.device) -> int:
+    """A CUDA device's number; that of "cuda" is the present one's, or 0 where there is none."""
+    if device.index is not None:
+        return device.index
+    return torch.cuda.current_device() if torch.cuda.is_available() else 0
 
 
 def _must_use_torch(
@@ -201,7 +223,10 @@ def _must_use_torch(
             return True  # the graph must also run where fused_lstm is not installed
     elif torch._C._is_tracing():
         return True  # likewise
-    if proj_size or not x.is_cpu or x.dtype not in _KERNEL_DTYPES:
+    if x.is_cpu:
+        if proj_size or x.dtype not in _KERNEL_DTYPES:
+            return True
+    elif _no_kernel(x.device, x.dtype, proj_size) is not None:
         return True
     for t in (x, *(hx or ()), *weights):
         if type(t) not in _PLAIN_TENSORS and _computes_itself(type(t)):
@@ -275,16 +300,28 @@ def explain_plan(
         T, B, features, H = target
         training = True if training is None else training
     D, P = (2 if bidirectional else 1), (proj_size or H)
-    obstacle = _no_kernel(torch.device(device).type, dtype, proj_size)
+    device = torch.device(device)
+    obstacle = _no_kernel(device, dtype, proj_size)
     lines = []
     for layer in range(layers):
         features = features if layer == 0 else D * P
-        if obstacle is not None:
-            line = f"torch's own LSTM ({obstacle})"
+        if obstacle is None:
+            sizes = (T, B, features, H, P, D, str(dtype).removeprefix("torch."), training)
+            line = _cuda_plan(sizes, device) if device.type == "cuda" else _cpu_plan(sizes, threads)
         else:
-            name = str(dtype).removeprefix("torch.")
-            count = torch.get_num_threads() if threads is None else threads
-            plan = _extension.require().explain_plan
-            line = plan(T, B, features, H, P, D, name, training, count)
+            line = f"torch's own LSTM ({obstacle})"
         lines.append(f"layer {layer}: {line}" if layers > 1 else line)
     return "\n".join(lines)
+
+
+def _cpu_plan(sizes: tuple[Any, ...], threads: int | None) -> str:
+    count = torch.get_num_threads() if threads is None else threads
+    plan: str = _extension.require().explain_plan(*sizes, count)
+    return plan
+
+
+def _cuda_plan(sizes: tuple[Any, ...], device: torch.device) -> str:
+    module = _extension.require_cuda()
+    facts = module.device_facts(_index(device))
+    plan: str = module.explain_plan(*sizes, function.tf32_allowed(), facts)
+    return f"{plan}; these kernels have run on the CPU stand-in only"

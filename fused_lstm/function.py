@@ -14,17 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import ops, reference
+from . import _extension, ops, reference
 
 __all__ = ["LstmLayer", "lstm_layer", "reference_layer"]
 
 # Result k of the backward operator is the gradient of these positions of LstmLayer.forward.
 _DIFFERENTIABLE = ((0,), (2,), (3,), (4,), (5,), (6, 7), (8,), (9,), (10,), (11, 12), (13,))
-_NO_GRADIENTS = (None,) * (4 + ops.WEIGHT_SLOTS)
+_NO_GRADIENTS = (None,) * (4 + ops.WEIGHT_SLOTS + 1)
 
 
 class LstmLayer(torch.autograd.Function):
-    """(x, batch_sizes, h0, c0, ten weights) -> (y, h_n, c_n, reserve), shaped as in ops.py."""
+    """(x, batch_sizes, h0, c0, ten weights, tf32) -> (y, h_n, c_n, reserve), see ops.py."""
 
     @staticmethod
     def forward(
@@ -32,32 +32,33 @@ class LstmLayer(torch.autograd.Function):
         batch_sizes: Tensor | None,
         h0: Tensor | None,
         c0: Tensor | None,
-        *weights: Tensor | None,
+        *weights_tf32: Any,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return ops.forward(x, batch_sizes, h0, c0, *weights, True)
+        return ops.forward(x, batch_sizes, h0, c0, *weights_tf32[:-1], True, weights_tf32[-1])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         y, _, _, reserve = output
         ctx.set_materialize_grads(False)  # a part of the output that is not used costs nothing
         ctx.mark_non_differentiable(reserve)
-        ctx.save_for_backward(*inputs, y, reserve)
+        ctx.save_for_backward(*inputs[:-1], y, reserve)
+        ctx.tf32 = inputs[-1]
 
     @staticmethod
     def backward(
         ctx: Any, dy: Tensor | None, dh_n: Tensor | None, dc_n: Tensor | None, _: None
     ) -> tuple[Tensor | None, ...]:
         *inputs, y, reserve = ctx.saved_tensors
-        wanted = ctx.needs_input_grad
+        wanted = ctx.needs_input_grad[:-1]
         if dy is None and dh_n is None and dc_n is None:
             return _NO_GRADIENTS
         if torch.is_grad_enabled():
-            return _differentiable_backward(dy, dh_n, dc_n, inputs, wanted)
+            return (*_differentiable_backward(dy, dh_n, dc_n, inputs, wanted), None)
         needs = 0
         for k, positions in enumerate(_DIFFERENTIABLE):
             if wanted[positions[0]] or wanted[positions[-1]]:
                 needs |= 1 << k
-        results = ops.backward(dy, dh_n, dc_n, *inputs, y, reserve, needs)
+        results = ops.backward(dy, dh_n, dc_n, *inputs, y, reserve, needs, ctx.tf32)
         grads: list[Tensor | None] = list(_NO_GRADIENTS)
         for k, positions in enumerate(_DIFFERENTIABLE):
             for position in positions:
@@ -111,6 +112,17 @@ def reference_layer(
     return y, h_n, c_n
 
 
+@_extension.constant_in_graphs
+def tf32_allowed() -> bool:
+    """Whether float32 products on a GPU may be formed in TF32: cuDNN's switch for RNNs.
+
+    nn.LSTM obeys the same one, and it is on by default: `torch.backends.cudnn.rnn.fp32_precision`,
+    which `torch.backends.cudnn.allow_tf32` sets too. A compiled graph keeps what it was at tracing.
+    """
+    precision: str = torch.backends.cudnn.rnn.fp32_precision  # type: ignore[attr-defined]
+    return precision == "tf32"
+
+
 # Function.apply binds its arguments with inspect.signature on every call, which costs more than the
 # rest of a small call together. That only serves default arguments, and LstmLayer has none, so
 # outside torch.compile this is the step below it. (torch.func never comes here: see functional.py.)
@@ -128,11 +140,12 @@ def lstm_layer(
 
     Returns y [T, B, D*P] (packed: [N, D*P]), h_n [D, B, P] and c_n [D, B, H].
     """
+    tf32 = not x.is_cpu and tf32_allowed()
     if torch.is_grad_enabled():
         for t in (x, h0, c0, *weights):
             if t is not None and t.requires_grad:
                 apply = LstmLayer.apply if torch.compiler.is_compiling() else _apply
-                y, h_n, c_n, _ = apply(x, batch_sizes, h0, c0, *weights)
+                y, h_n, c_n, _ = apply(x, batch_sizes, h0, c0, *weights, tf32)
                 return y, h_n, c_n
-    y, h_n, c_n, _ = ops.forward(x, batch_sizes, h0, c0, *weights, False)
+    y, h_n, c_n, _ = ops.forward(x, batch_sizes, h0, c0, *weights, False, tf32)
     return y, h_n, c_n

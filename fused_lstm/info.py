@@ -52,8 +52,8 @@ def describe(
     T, B, I, H = shape  # noqa: E741
     sizes = (T, B, I, H, H, directions, dtype)
     lines += [
-        f"built with {build['compiler']} for torch >= {build['torch_target']}, "
-        f"CUDA kernels: {'yes' if build['cuda'] else 'no'}",
+        f"built with {build['compiler']} for torch >= {build['torch_target']}",
+        _cuda_line(),
         f"processor: {', '.join(offered) or 'no vector extension known here'}",
         f"instruction sets that run here: {', '.join(extension.isas())}; in use: {extension.isa()}",
         f"scratch pool: {_megabytes(extension.cache_bytes())} kept, "
@@ -90,6 +90,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         parser.error(str(error))
     return 0 if _extension.available else 1
+
+
+def _cuda_line() -> str:
+    if _extension.why_no_cuda:
+        return f"CUDA kernels: none; {_extension.why_no_cuda}"
+    build = _extension.require_cuda().build_info()
+    known = f"CUDA kernels: toolkit {build['toolkit']}, for {', '.join(build['architectures'])}"
+    if not torch.cuda.is_available():
+        return f"{known}; torch sees no GPU here"
+    obstacle = _extension.cuda_obstacle(torch.cuda.current_device())
+    return f"{known}; {obstacle or 'turned on'}"
 
 
 def _installed_version() -> str:

@@ -26,14 +26,15 @@ def forward(
     batch_sizes: Tensor | None,  # [T] int64 on the CPU when x is packed
     h0: Tensor | None,  # [D, B, P], None for zeros
     c0: Tensor | None,  # [D, B, H], None for zeros
-    *weights_and_save: Any,  # ten weights (see WEIGHT_SLOTS, None where there is none), then a bool
+    *weights_save_tf32: Any,  # ten weights (see WEIGHT_SLOTS, None where there is none), two bools
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Returns y [T, B, D*P] (packed: [N, D*P]), h_n [D, B, P], c_n [D, B, H] and the reserve.
 
     The reserve is what `backward` needs besides inputs and y: opaque bytes, of shape [0] when the
-    last argument is False.
+    last but one argument, save_for_backward, is False. The last, tf32, lets float32 products on
+    CUDA tensors be formed in TF32; on the CPU it says nothing.
     """
-    return _forward(x, batch_sizes, h0, c0, *weights_and_save)
+    return _forward(x, batch_sizes, h0, c0, *weights_save_tf32)
 
 
 def backward(
@@ -44,14 +45,14 @@ def backward(
     batch_sizes: Tensor | None,
     h0: Tensor | None,
     c0: Tensor | None,
-    *weights_y_reserve_needs: Any,  # ten weights, y, the reserve, bit mask of what is needed
+    *weights_y_reserve_needs_tf32: Any,  # ten weights, y, the reserve, bit mask of needs, a bool
 ) -> tuple[Tensor, ...]:
     """Returns dx, dh0, dc0, then dw_ih, dw_hh, db, dw_hr of each direction; [0] where not needed.
 
     Bit k of the mask asks for result k. `db` is the gradient of b_ih and of b_hh alike. The reserve
     is only read, so that a second call gives the same result to the bit.
     """
-    return _backward(dy, dh_n, dc_n, x, batch_sizes, h0, c0, *weights_y_reserve_needs)
+    return _backward(dy, dh_n, dc_n, x, batch_sizes, h0, c0, *weights_y_reserve_needs_tf32)
 
 
 def _missing(*_: Any) -> Any:
@@ -75,6 +76,7 @@ def _fake_forward(
     b_hh_reverse: Tensor | None,
     w_hr_reverse: Tensor | None,
     save_for_backward: bool,
+    tf32: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     directions = 1 if w_ih_reverse is None else 2
     hidden, p = w_ih.shape[0] // 4, w_hh.shape[1]
@@ -90,7 +92,9 @@ def _fake_forward(
         sizes = (x.shape[0], batch, x.shape[-1], hidden, p)
         if batch_sizes is None and all(isinstance(size, int) for size in sizes):
             dtype = str(x.dtype).removeprefix("torch.")
-            nbytes = _extension.require().reserve_bytes(*sizes, directions, dtype) if batch else 0
+            on_cuda = x.device.type == "cuda"
+            module = _extension.require_cuda() if on_cuda else _extension.require()
+            nbytes = module.reserve_bytes(*sizes, directions, dtype) if batch else 0
         else:
             nbytes = torch.library.get_ctx().new_dynamic_size()
     return (
@@ -122,6 +126,7 @@ def _fake_backward(
     y: Tensor,
     reserve: Tensor,
     needs: int,
+    tf32: bool = False,
 ) -> tuple[Tensor, ...]:
     directions = 1 if w_ih_reverse is None else 2
     hidden, p = w_ih.shape[0] // 4, w_hh.shape[1]

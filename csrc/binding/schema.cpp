@@ -18,7 +18,8 @@ constexpr const char* kForward =
     "Tensor? w_hr, "                // [P, H]
     "Tensor? w_ih_reverse, Tensor? w_hh_reverse, "  // D = 2 exactly when given
     "Tensor? b_ih_reverse, Tensor? b_hh_reverse, Tensor? w_hr_reverse, "
-    "bool save_for_backward) -> ("
+    "bool save_for_backward, "
+    "bool tf32=False) -> ("     // CUDA: float32 products may be formed in TF32
     "Tensor y, "                // [T, B, D*P]
     "Tensor h_n, Tensor c_n, "  // [D, B, P], [D, B, H]
     "Tensor reserve)";          // uint8, opaque; [0] unless save_for_backward
@@ -31,7 +32,8 @@ constexpr const char* kBackward =
     "Tensor? w_ih_reverse, Tensor? w_hh_reverse, "
     "Tensor? b_ih_reverse, Tensor? b_hh_reverse, Tensor? w_hr_reverse, "
     "Tensor y, Tensor reserve, "  // as forward returned them, read only
-    "int needs) -> ("             // bit k: result k is wanted; one that is not has shape [0]
+    "int needs, "                 // bit k: result k is wanted; one that is not has shape [0]
+    "bool tf32=False) -> ("       // as forward had it
     "Tensor dx, "                 // [T, B, I]
     "Tensor dh0, Tensor dc0, "    // [D, B, P], [D, B, H]
     "Tensor dw_ih, Tensor dw_hh, Tensor db, Tensor dw_hr, "  // db is that of b_ih and of b_hh

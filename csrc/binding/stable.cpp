@@ -2,24 +2,10 @@
 // C shim costs a quarter of one through it.
 #include "stable.h"
 
-#include <algorithm>
-#include <cstring>
 #include <stdexcept>
-
-#include "runtime.h"
-#include "scratch.h"
 
 namespace fused_lstm {
 namespace {
-
-// The device "cpu", and not "cpu:0", which torch tells apart in places.
-constexpr int32_t kNoIndex = -1;
-
-// Below this, torch's own allocator is as good as the pool and a little quicker.
-constexpr size_t kSmallestPooledTensor = size_t{32} << 10;
-
-// Fewer elements are copied sooner than threads could start.
-constexpr int64_t kWorthThreads = 32768;
 
 template <class Iterator>
 std::string bracketed(Iterator begin, Iterator end) {
@@ -31,40 +17,20 @@ std::string bracketed(Iterator begin, Iterator end) {
   return text + "]";
 }
 
-// [outer, middle, inner] elements with any strides, written one after the other.
-struct StridedCopy {
-  const char* from;
-  char* to;
-  int64_t middle, inner;
-  int64_t outer_stride, middle_stride, inner_stride;  // in elements
-  size_t bytes;                                       // of one element
-};
-
-template <class Element>
-void copy_row(const char* from, int64_t stride, int64_t size, char* to) {
-  const Element* const source = reinterpret_cast<const Element*>(from);
-  Element* const target = reinterpret_cast<Element*>(to);
-  for (int64_t i = 0; i < size; ++i) target[i] = source[i * stride];
+std::string describe_device(DeviceId device) {
+  if (device.type == aoti_torch_device_type_cpu()) return "the CPU";
+  const std::string index = device.index == kNoIndex ? "" : ":" + std::to_string(device.index);
+  return device.type == aoti_torch_device_type_cuda() ? "cuda" + index : "another device";
 }
 
-// Rows [begin, end) of the outer * middle rows, in the form of a task of Parallel::run.
-void copy_rows(void* context, int64_t begin, int64_t end) {
-  const StridedCopy& c = *static_cast<const StridedCopy*>(context);
-  const int64_t bytes = static_cast<int64_t>(c.bytes);
-  for (int64_t row = begin; row < end; ++row) {
-    const int64_t offset = row / c.middle * c.outer_stride + row % c.middle * c.middle_stride;
-    const char* const from = c.from + offset * bytes;
-    char* const to = c.to + row * c.inner * bytes;
-    if (c.inner_stride == 1) {
-      std::memcpy(to, from, static_cast<size_t>(c.inner * bytes));
-    } else if (bytes == 8) {
-      copy_row<uint64_t>(from, c.inner_stride, c.inner, to);
-    } else if (bytes == 4) {
-      copy_row<uint32_t>(from, c.inner_stride, c.inner, to);
-    } else {
-      copy_row<uint16_t>(from, c.inner_stride, c.inner, to);
-    }
+void expect_device(const char* name, AtenTensorHandle handle, DeviceId wanted) {
+  DeviceId actual{0, kNoIndex};
+  check_shim(aoti_torch_get_device_type(handle, &actual.type), "read a tensor's device");
+  if (wanted.index != kNoIndex) {
+    check_shim(aoti_torch_get_device_index(handle, &actual.index), "read a tensor's device");
   }
+  if (actual.type == wanted.type && actual.index == wanted.index) return;
+  reject(name, "a tensor on " + describe_device(wanted), "one on " + describe_device(actual));
 }
 
 }  // namespace
@@ -77,18 +43,21 @@ void check_shim(AOTITorchError code, const char* what) {
   if (code != TORCH_SUCCESS) throw std::runtime_error(std::string("torch could not ") + what);
 }
 
-View view(const char* name, const Tensor& tensor) {
-  static const int32_t cpu = aoti_torch_device_type_cpu();
+DeviceId cpu_device() {
+  static const int32_t type = aoti_torch_device_type_cpu();
+  return {type, kNoIndex};
+}
+
+View view(const char* name, const Tensor& tensor, DeviceId device) {
   static const int32_t strided = aoti_torch_layout_strided();
   const AtenTensorHandle handle = tensor.get();
   bool defined = false;
   check_shim(aoti_torch_is_defined(handle, &defined), "look at a tensor");
   if (!defined) reject(name, "a tensor", "an undefined one");
-  int32_t device = 0, layout = 0;
+  int32_t layout = 0;
   View view{name, &tensor, 0, 0, nullptr, nullptr};
   int64_t *sizes = nullptr, *strides = nullptr;
-  check_shim(aoti_torch_get_device_type(handle, &device), "read a tensor's device");
-  if (device != cpu) reject(name, "a tensor on the CPU", "one on another device");
+  expect_device(name, handle, device);
   check_shim(aoti_torch_get_layout(handle, &layout), "read a tensor's layout");
   if (layout != strided) reject(name, "a dense tensor", "one with another layout");
   check_shim(aoti_torch_get_dtype(handle, &view.dtype), "read a tensor's dtype");
@@ -162,7 +131,7 @@ void* write_data(const Tensor& tensor) {
   return data;
 }
 
-Tensor empty(Sizes sizes, int32_t torch_dtype) {
+Tensor empty(Sizes sizes, int32_t torch_dtype, DeviceId device) {
   constexpr size_t kMostDims = 4;
   int64_t strides[kMostDims];
   int64_t stride = 1;
@@ -173,56 +142,10 @@ Tensor empty(Sizes sizes, int32_t torch_dtype) {
   AtenTensorHandle handle = nullptr;
   const AOTITorchError code =
       aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.begin(), strides,
-                               torch_dtype, aoti_torch_device_type_cpu(), kNoIndex, &handle);
+                               torch_dtype, device.type, device.index, &handle);
   if (code != TORCH_SUCCESS) {
     throw std::runtime_error("torch could not allocate a tensor of sizes " +
                              bracketed(sizes.begin(), sizes.end()));
-  }
-  return Tensor(handle);
-}
-
-Tensor contiguous_copy(const View& view) {
-  if (view.dim > 3) reject(view.name, "at most three dimensions", describe_sizes(view));
-  int64_t sizes[3] = {1, 1, 1}, strides[3] = {0, 0, 0};
-  std::copy(view.sizes, view.sizes + view.dim, sizes + 3 - view.dim);
-  std::copy(view.strides, view.strides + view.dim, strides + 3 - view.dim);
-  Tensor copy = view.dim == 3   ? empty({sizes[0], sizes[1], sizes[2]}, view.dtype)
-                : view.dim == 2 ? empty({sizes[1], sizes[2]}, view.dtype)
-                                : empty({sizes[2]}, view.dtype);
-  StridedCopy plan{static_cast<const char*>(read_data(*view.tensor)),
-                   static_cast<char*>(write_data(copy)),
-                   sizes[1],
-                   sizes[2],
-                   strides[0],
-                   strides[1],
-                   strides[2],
-                   aoti_torch_dtype_element_size(view.dtype)};
-  const int64_t rows = sizes[0] * sizes[1];
-  if (rows * sizes[2] < kWorthThreads) {
-    copy_rows(&plan, 0, rows);
-  } else {
-    runtime::parallel().run(rows, copy_rows, &plan);
-    runtime::check_parallel();
-  }
-  return copy;
-}
-
-Tensor empty_scratch(size_t bytes) {
-  if (bytes < kSmallestPooledTensor) return empty({static_cast<int64_t>(bytes)}, torch_uint8());
-  const scratch::Block block = scratch::acquire(bytes);
-  const int64_t size = static_cast<int64_t>(bytes), stride = 1;
-  // The deleter's context carries the block's size, so nothing more has to be allocated.
-  const auto give_back = [](void* data, void* block_bytes) {
-    scratch::release({data, reinterpret_cast<size_t>(block_bytes)});
-  };
-  AtenTensorHandle handle = nullptr;
-  const AOTITorchError code =
-      torch_from_blob(block.data, 1, &size, &stride, 0, torch_uint8(), aoti_torch_device_type_cpu(),
-                      kNoIndex, &handle, aoti_torch_layout_strided(), nullptr, 0, give_back,
-                      reinterpret_cast<void*>(block.bytes));
-  if (code != TORCH_SUCCESS) {
-    scratch::release(block);
-    throw std::runtime_error("torch could not make a tensor of the scratch pool's memory");
   }
   return Tensor(handle);
 }

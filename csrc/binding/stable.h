@@ -40,8 +40,16 @@ struct View {
 // Throws std::runtime_error when a function of the C shim did not succeed.
 void check_shim(AOTITorchError code, const char* what);
 
-// Reads a dense CPU tensor; rejects any other.
-View view(const char* name, const Tensor& tensor);
+// A device as torch's C shim numbers it.
+struct DeviceId {
+  int32_t type;
+  int32_t index;  // kNoIndex: the type alone names it, as in "cpu", which is not "cpu:0" everywhere
+};
+constexpr int32_t kNoIndex = -1;
+DeviceId cpu_device();
+
+// Reads a dense tensor on this device; rejects any other.
+View view(const char* name, const Tensor& tensor, DeviceId device);
 void expect_dtype(const View& view, int32_t dtype);
 // `letters` says in the message what the sizes mean, such as "[4H, I]".
 void expect_sizes(const View& view, const char* letters, Sizes sizes);
@@ -59,12 +67,7 @@ int32_t torch_int64();
 const void* read_data(const Tensor& tensor);
 void* write_data(const Tensor& tensor);
 
-// A new contiguous CPU tensor, contents undefined.
-Tensor empty(Sizes sizes, int32_t torch_dtype);
-// A contiguous copy of a tensor of at most three dimensions. Ours and not torch's, whose threads a
-// forked child would wait for without end.
-Tensor contiguous_copy(const View& view);
-// A uint8 tensor [bytes] on 64-byte aligned memory of the scratch pool, given back when it dies.
-Tensor empty_scratch(size_t bytes);
+// A new contiguous tensor, contents undefined.
+Tensor empty(Sizes sizes, int32_t torch_dtype, DeviceId device);
 
 }  // namespace fused_lstm

@@ -4,6 +4,7 @@
 
 #include "plan.h"
 #include "queue.cuh"
+#include "single_block.h"
 #include "stepwise.h"
 
 namespace fused_lstm {
@@ -69,6 +70,9 @@ Status forward(const Problem& problem, const Outputs& outputs, void* workspace,
   if (forward_workspace_bytes(problem, training, launch) > workspace_bytes) {
     return Status::kWorkspaceTooSmall;
   }
+  if (choose_family(problem, training, launch) == Family::kSingleBlock) {
+    return single_block::forward(problem, outputs, workspace, launch);
+  }
   return stepwise::forward(problem, outputs, workspace, launch);
 }
 
@@ -79,6 +83,9 @@ Status backward(const Problem& problem, const Gradients& gradients, void* worksp
   if (!gradients.y || !gradients.reserve || !workspace) return Status::kBadArgument;
   if (backward_workspace_bytes(problem, gradients, launch) > workspace_bytes) {
     return Status::kWorkspaceTooSmall;
+  }
+  if (choose_family(problem, true, launch) == Family::kSingleBlock) {
+    return single_block::backward(problem, gradients, workspace, launch);
   }
   return stepwise::backward(problem, gradients, workspace, launch);
 }

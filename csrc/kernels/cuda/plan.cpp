@@ -5,6 +5,7 @@
 #include <cstdio>
 
 #include "reserve.h"
+#include "single_block.h"
 #include "stepwise.h"
 
 namespace fused_lstm {
@@ -12,12 +13,11 @@ namespace cuda {
 
 // The one place where a family says what it can compute.
 bool computes(Family family, const Problem& problem, bool training, const Launch& launch) {
-  (void)problem, (void)training, (void)launch;
   switch (family) {
     case Family::kStepwise:
       return true;
     case Family::kSingleBlock:
-      return false;
+      return single_block::fits(problem, training, launch);
   }
   return false;
 }
@@ -33,13 +33,20 @@ size_t reserve_bytes(const Problem& problem) {
 }
 
 size_t forward_workspace_bytes(const Problem& problem, bool training, const Launch& launch) {
-  (void)launch;
+  if (choose_family(problem, training, launch) == Family::kSingleBlock) {
+    const single_block::Plan plan = single_block::plan(problem, false, launch);
+    return static_cast<size_t>(single_block::forward_scratch(problem, plan, nullptr).bytes);
+  }
   return static_cast<size_t>(stepwise::forward_scratch(problem, training, nullptr).bytes);
 }
 
 size_t backward_workspace_bytes(const Problem& problem, const Gradients& gradients,
                                 const Launch& launch) {
-  (void)launch;
+  if (choose_family(problem, true, launch) == Family::kSingleBlock) {
+    const single_block::Plan plan = single_block::plan(problem, true, launch);
+    return static_cast<size_t>(
+        single_block::backward_scratch(problem, gradients, plan, nullptr).bytes);
+  }
   return static_cast<size_t>(stepwise::backward_scratch(problem, gradients, nullptr).bytes);
 }
 
@@ -49,6 +56,10 @@ void explain(const Problem& problem, bool training, const Launch& launch, char* 
   if (!computes(family, problem, training, launch)) {
     std::snprintf(text, text_bytes, "cuda sm_%d: the forced family cannot compute this call",
                   launch.device.arch);
+    return;
+  }
+  if (family == Family::kSingleBlock) {
+    single_block::explain(problem, training, launch, text, text_bytes);
     return;
   }
   const int64_t rows = row_count(problem);

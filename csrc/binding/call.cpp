@@ -1,0 +1,309 @@
+// The arguments of a call, checked in the order in which their sizes follow from each other.
+#include "call.h"
+
+#include <stdexcept>
+
+namespace fused_lstm {
+namespace {
+
+const Tensor* pointer(const OptionalTensor& tensor) { return tensor ? &*tensor : nullptr; }
+
+}  // namespace
+
+WeightArguments direction0(const Tensor& w_ih, const Tensor& w_hh, const OptionalTensor& b_ih,
+                           const OptionalTensor& b_hh, const OptionalTensor& w_hr) {
+  return {"w_ih", "w_hh", "b_ih", "b_hh", "w_hr", &w_ih, &w_hh, b_ih, b_hh, w_hr};
+}
+
+WeightArguments direction1(const OptionalTensor& w_ih, const OptionalTensor& w_hh,
+                           const OptionalTensor& b_ih, const OptionalTensor& b_hh,
+                           const OptionalTensor& w_hr) {
+  if (!w_ih && (w_hh || b_ih || b_hh || w_hr)) {
+    reject("w_ih_reverse", "a tensor beside the other weights of that direction", "None");
+  }
+  return {"w_ih_reverse", "w_hh_reverse", "b_ih_reverse", "b_hh_reverse", "w_hr_reverse",
+          pointer(w_ih),  pointer(w_hh),  b_ih,           b_hh,           w_hr};
+}
+
+Call::Call(const Place& place, const Tensor& x, const OptionalTensor& batch_sizes,
+           const OptionalTensor& h0, const OptionalTensor& c0,
+           const WeightArguments& forward_weights, const WeightArguments& reverse_weights)
+    : place_(place) {
+  const View x_view = look("x", x);
+  dtype_ = x_view.dtype;
+  const std::optional<DType> dtype = kernel_dtype(dtype_);
+  if (!dtype) {
+    reject("x", "dtype float32, float64, bfloat16 or float16", dtype_name(dtype_));
+  }
+  problem_.dtype = *dtype;
+  problem_.D = reverse_weights.w_ih != nullptr ? 2 : 1;
+
+  set_sizes(x_view, forward_weights);
+  // Counts stay on the CPU, whatever computes.
+  if (batch_sizes) set_batch_sizes(view("batch_sizes", *batch_sizes, cpu_device()));
+  check_extent();
+
+  problem_.x = rows(x_view, problem_.I, &problem_.x_t, &problem_.x_b);
+  const int64_t D = problem_.D, B = problem_.B, H = problem_.H, P = problem_.P;
+  problem_.h0 = contiguous("h0", h0, "[D, B, P]", {D, B, P});
+  problem_.c0 = contiguous("c0", c0, "[D, B, H]", {D, B, H});
+  set_weights(forward_weights, &problem_.weights[0]);
+  if (D == 2) set_weights(reverse_weights, &problem_.weights[1]);
+}
+
+ForwardResult Call::new_outputs(Tensor reserve, Outputs* out) const {
+  const int64_t D = problem_.D, B = problem_.B, H = problem_.H, P = problem_.P;
+  Tensor y = new_rows(D * P);
+  Tensor h_n = place_.empty({D, B, P}, dtype_);
+  Tensor c_n = place_.empty({D, B, H}, dtype_);
+  out->y = write_data(y);
+  out->y_t = B * D * P;
+  out->y_b = D * P;
+  out->h_n = write_data(h_n);
+  out->c_n = write_data(c_n);
+  return {std::move(y), std::move(h_n), std::move(c_n), std::move(reserve)};
+}
+
+void Call::read_gradients(const Tensor& y, const OptionalTensor& grad_y,
+                          const OptionalTensor& grad_h_n, const OptionalTensor& grad_c_n,
+                          Gradients* g) {
+  const int64_t D = problem_.D, B = problem_.B, H = problem_.H, P = problem_.P;
+  g->y = sequence("y", y, D * P, &g->y_t, &g->y_b);
+  if (grad_y) g->dy = sequence("grad_y", *grad_y, D * P, &g->dy_t, &g->dy_b);
+  g->dh_n = contiguous("grad_h_n", grad_h_n, "[D, B, P]", {D, B, P});
+  g->dc_n = contiguous("grad_c_n", grad_c_n, "[D, B, H]", {D, B, H});
+}
+
+// Hands out the results of backward in the order of `needs`, one bit each.
+class Call::Results {
+ public:
+  Results(const Call& call, int64_t needs) : call_(call), needs_(needs) {}
+
+  // A wanted result gets memory and *data its address; another is [0] and *data stays null.
+  Tensor next(bool exists, Sizes sizes, void** data) {
+    if (!take(exists)) return none();
+    Tensor tensor = call_.place_.empty(sizes, call_.dtype_);
+    *data = write_data(tensor);
+    if (call_.problem_.B == 0) {  // no row contributes
+      size_t bytes = element_size(call_.problem_.dtype);
+      for (const int64_t size : sizes) bytes *= static_cast<size_t>(size);
+      call_.place_.clear(tensor, bytes);
+    }
+    return tensor;
+  }
+  Tensor next_rows(int64_t size, void** data) {
+    if (!take(true)) return none();
+    Tensor rows = call_.new_rows(size);
+    *data = write_data(rows);
+    return rows;
+  }
+
+ private:
+  bool take(bool exists) {
+    const bool wanted = (needs_ & 1) != 0 && exists;
+    needs_ >>= 1;
+    return wanted;
+  }
+  Tensor none() const { return call_.place_.empty({0}, call_.dtype_); }
+
+  const Call& call_;
+  int64_t needs_;
+};
+
+BackwardResult Call::new_gradients(int64_t needs, Gradients* g) const {
+  const int64_t D = problem_.D, B = problem_.B, I = problem_.I, H = problem_.H, P = problem_.P;
+  Results results(*this, needs);
+  // Braces evaluate from left to right: the order of the bits.
+  return BackwardResult{
+      results.next_rows(I, &g->dx),
+      results.next(true, {D, B, P}, &g->dh0),
+      results.next(true, {D, B, H}, &g->dc0),
+      results.next(true, {4 * H, I}, &g->weights[0].dw_ih),
+      results.next(true, {4 * H, P}, &g->weights[0].dw_hh),
+      results.next(true, {4 * H}, &g->weights[0].db),
+      results.next(problem_.weights[0].w_hr != nullptr, {P, H}, &g->weights[0].dw_hr),
+      results.next(D == 2, {4 * H, I}, &g->weights[1].dw_ih),
+      results.next(D == 2, {4 * H, P}, &g->weights[1].dw_hh),
+      results.next(D == 2, {4 * H}, &g->weights[1].db),
+      results.next(problem_.weights[1].w_hr != nullptr, {P, H}, &g->weights[1].dw_hr),
+  };
+}
+
+const void* Call::aligned_reserve(const Tensor& reserve, size_t bytes, uintptr_t alignment) {
+  const View v = look("reserve", reserve);
+  expect_dtype(v, torch_uint8());
+  expect_sizes(v, "[bytes]", {static_cast<int64_t>(bytes)});
+  if (v.strides[0] != 1 && bytes > 1) reject("reserve", "stride 1", std::to_string(v.strides[0]));
+  const void* const data = read_data(reserve);
+  return reinterpret_cast<uintptr_t>(data) % alignment == 0 ? data : copied(v);
+}
+
+View Call::look(const char* name, const Tensor& tensor) const {
+  return view(name, tensor, place_.device());
+}
+
+void Call::set_sizes(const View& x, const WeightArguments& weights) {
+  const View w_ih = look(weights.w_ih_name, *weights.w_ih);
+  if (w_ih.dim != 2 || w_ih.sizes[0] < 4 || w_ih.sizes[0] % 4 != 0 || w_ih.sizes[1] < 1) {
+    reject(w_ih.name, "sizes [4H, I]", describe_sizes(w_ih));
+  }
+  problem_.H = problem_.P = w_ih.sizes[0] / 4;
+  problem_.I = w_ih.sizes[1];
+  if (weights.w_hr) {
+    const View w_hr = look(weights.w_hr_name, *weights.w_hr);
+    if (w_hr.dim != 2 || w_hr.sizes[0] < 1) {
+      reject(w_hr.name, "sizes [P, H]", describe_sizes(w_hr));
+    }
+    problem_.P = w_hr.sizes[0];
+  }
+  const bool three = x.dim == 3;
+  if (!three && x.dim != 2) {
+    reject("x", "sizes [T, B, I], or [N, I] with batch_sizes", describe_sizes(x));
+  }
+  if (x.sizes[x.dim - 1] != problem_.I) {
+    reject("x", std::to_string(problem_.I) + " features in its last dimension",
+           std::to_string(x.sizes[x.dim - 1]));
+  }
+  packed_ = !three;
+  problem_.T = x.sizes[0];
+  problem_.B = three ? x.sizes[1] : 0;
+  N_ = three ? problem_.T * problem_.B : x.sizes[0];
+  if (three && problem_.T < 1) reject("x", "at least one step", describe_sizes(x));
+}
+
+void Call::set_batch_sizes(const View& v) {
+  if (!packed_) reject("batch_sizes", "None with x of sizes [T, B, I]", describe_sizes(v));
+  expect_dtype(v, torch_int64());
+  if (v.dim != 1 || v.sizes[0] < 1) {
+    reject("batch_sizes", "sizes [T] with at least one step", describe_sizes(v));
+  }
+  const int64_t T = v.sizes[0];
+  const int64_t* counts = static_cast<const int64_t*>(read_data(*v.tensor));
+  if (v.strides[0] != 1 && T > 1) {
+    for (int64_t t = 0; t < T; ++t) batch_sizes_.push_back(counts[t * v.strides[0]]);
+    counts = batch_sizes_.data();
+  }
+  int64_t left = N_;
+  for (int64_t t = 0; t < T; ++t) {
+    const int64_t most = t == 0 ? left : counts[t - 1];
+    if (counts[t] < 1 || counts[t] > most || counts[t] > left) {
+      reject("batch_sizes", "counts >= 1, never increasing, whose sum is " + std::to_string(N_),
+             std::to_string(counts[t]) + " at step " + std::to_string(t));
+    }
+    left -= counts[t];
+  }
+  if (left != 0) {
+    reject("batch_sizes", "a sum of " + std::to_string(N_), std::to_string(N_ - left));
+  }
+  problem_.T = T;
+  problem_.B = counts[0];
+  problem_.batch_sizes = counts;
+}
+
+// Sizes may come from expanded tensors, which are larger than memory: no product that a kernel
+// forms may leave int64_t.
+void Call::check_extent() const {
+  if (packed_ && problem_.batch_sizes == nullptr) {
+    reject("x", "sizes [T, B, I], or batch_sizes with [N, I]", "[N, I] without batch_sizes");
+  }
+  const double per_row =
+      16.0 * static_cast<double>(problem_.H) + 4.0 * static_cast<double>(problem_.I + problem_.P);
+  const double rows = static_cast<double>(problem_.T) * static_cast<double>(problem_.B);
+  constexpr double kMost = 1e17;  // elements; 8 bytes each stay below 2^63
+  if (!(rows < kMost) || !(rows * per_row * problem_.D < kMost)) {
+    reject("x", "a problem that fits in memory", "more than 1e17 elements");
+  }
+}
+
+void Call::set_weights(const WeightArguments& w, Weights* out) {
+  const int64_t gates = 4 * problem_.H, I = problem_.I, P = problem_.P, H = problem_.H;
+  if (w.w_hh == nullptr) reject(w.w_hh_name, "a tensor beside w_ih_reverse", "None");
+  out->w_ih = contiguous(w.w_ih_name, *w.w_ih, "[4H, I]", {gates, I});
+  out->w_hh = contiguous(w.w_hh_name, *w.w_hh, "[4H, P]", {gates, P});
+  out->b_ih = contiguous(w.b_ih_name, w.b_ih, "[4H]", {gates});
+  out->b_hh = contiguous(w.b_hh_name, w.b_hh, "[4H]", {gates});
+  out->w_hr = contiguous(w.w_hr_name, w.w_hr, "[P, H]", {P, H});
+  if (out->w_hr == nullptr && P != H) reject(w.w_hr_name, "a tensor as in direction 0", "None");
+}
+
+// A new tensor of x's dtype; [T, B, size], or [N, size] when x is packed.
+Tensor Call::new_rows(int64_t size) const {
+  Tensor rows = packed_ ? place_.empty({N_, size}, dtype_)
+                        : place_.empty({problem_.T, problem_.B, size}, dtype_);
+  const size_t bytes = static_cast<size_t>(N_ * size) * element_size(problem_.dtype);
+  place_.expect_writes(write_data(rows), bytes);
+  return rows;
+}
+
+// A tensor with one row of `size` features per row of x: its data and strides. A copy is made only
+// when the features do not lie side by side.
+const void* Call::rows(const View& v, int64_t size, int64_t* t_stride, int64_t* b_stride) {
+  const int64_t last = v.dim - 1;
+  if (v.strides[last] == 1 || size == 1) {
+    *t_stride = packed_ ? 0 : v.strides[0];
+    *b_stride = v.strides[last - 1];
+    return read_data(*v.tensor);
+  }
+  *t_stride = packed_ ? 0 : problem_.B * size;
+  *b_stride = size;
+  return copied(v);
+}
+
+const void* Call::sequence(const char* name, const Tensor& tensor, int64_t size, int64_t* t_stride,
+                           int64_t* b_stride) {
+  const View v = look(name, tensor);
+  expect_dtype(v, dtype_);
+  if (packed_) {
+    expect_sizes(v, "[N, D*P]", {N_, size});
+  } else {
+    expect_sizes(v, "[T, B, D*P]", {problem_.T, problem_.B, size});
+  }
+  return rows(v, size, t_stride, b_stride);
+}
+
+// The data of a tensor of exactly these sizes, contiguous; null when there is none.
+const void* Call::contiguous(const char* name, const OptionalTensor& tensor, const char* letters,
+                             Sizes sizes) {
+  return tensor ? contiguous(name, *tensor, letters, sizes) : nullptr;
+}
+
+const void* Call::contiguous(const char* name, const Tensor& tensor, const char* letters,
+                             Sizes sizes) {
+  const View v = look(name, tensor);
+  expect_dtype(v, dtype_);
+  expect_sizes(v, letters, sizes);
+  int64_t stride = 1;
+  for (int64_t d = v.dim; d-- > 0;) {
+    if (v.sizes[d] == 1) continue;
+    if (v.sizes[d] == 0) break;
+    if (v.strides[d] != stride) return copied(v);
+    stride *= v.sizes[d];
+  }
+  return read_data(tensor);
+}
+
+const void* Call::copied(const View& v) {
+  copies_.push_back(place_.contiguous_copy(v));
+  return read_data(copies_.back());
+}
+
+void check_status(Status status, const char* op, const std::string& reason) {
+  if (status == Status::kOk) return;
+  std::string why;
+  switch (status) {
+    case Status::kBadArgument:
+      why = "the kernel refused an argument";
+      break;
+    case Status::kUnsupported:
+      why = "no kernel for this dtype and these options";
+      break;
+    case Status::kWorkspaceTooSmall:
+      why = "the kernel was given too little workspace";
+      break;
+    default:
+      why = reason;
+  }
+  throw std::runtime_error(std::string("fused_lstm::") + op + ": " + why);
+}
+
+}  // namespace fused_lstm

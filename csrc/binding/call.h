@@ -1,0 +1,92 @@
+// What both operators do on every device before and after the kernels: read the arguments, refuse
+// everything that could make a kernel read or write outside its memory, fill the Problem of
+// csrc/kernels/lstm.h, and allocate the results. What a caller means is checked in Python.
+//
+// Arguments and results are those of schema.cpp, in its order and with its shapes.
+#pragma once
+
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "../kernels/lstm.h"
+#include "place.h"
+
+namespace fused_lstm {
+
+// The weights of one direction as they were passed, with the names they were passed under.
+struct WeightArguments {
+  const char *w_ih_name, *w_hh_name, *b_ih_name, *b_hh_name, *w_hr_name;
+  const Tensor* w_ih;  // null: there is no such direction
+  const Tensor* w_hh;
+  const OptionalTensor& b_ih;
+  const OptionalTensor& b_hh;
+  const OptionalTensor& w_hr;
+};
+WeightArguments direction0(const Tensor& w_ih, const Tensor& w_hh, const OptionalTensor& b_ih,
+                           const OptionalTensor& b_hh, const OptionalTensor& w_hr);
+WeightArguments direction1(const OptionalTensor& w_ih, const OptionalTensor& w_hh,
+                           const OptionalTensor& b_ih, const OptionalTensor& b_hh,
+                           const OptionalTensor& w_hr);
+
+// y, h_n, c_n and the reserve.
+using ForwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+// dx, dh0, dc0, then dw_ih, dw_hh, db, dw_hr of each direction.
+using BackwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
+                                  Tensor, Tensor, Tensor>;
+
+// The checked arguments that forward and backward share, as the Problem they make, together with
+// the contiguous copies its pointers may point into. The place must outlive it.
+class Call {
+ public:
+  Call(const Place& place, const Tensor& x, const OptionalTensor& batch_sizes,
+       const OptionalTensor& h0, const OptionalTensor& c0, const WeightArguments& forward_weights,
+       const WeightArguments& reverse_weights);
+
+  const Problem& problem() const { return problem_; }
+
+  // Allocates y, h_n and c_n, and says in *out where they lie. The reserve is the caller's to add.
+  ForwardResult new_outputs(Tensor reserve, Outputs* out) const;
+
+  // Checks y and the gradients that come in, and says in *g where they lie.
+  void read_gradients(const Tensor& y, const OptionalTensor& grad_y, const OptionalTensor& grad_h_n,
+                      const OptionalTensor& grad_c_n, Gradients* g);
+
+  // Allocates the results of backward that `needs` asks for, bit k for result k, and says in *g
+  // where they lie. Another is [0] and its pointer stays null. With B = 0 they are zeros.
+  BackwardResult new_gradients(int64_t needs, Gradients* g) const;
+
+  // Checks the reserve that forward made and returns its bytes, aligned as forward wrote them: a
+  // saved-tensor hook may have moved them to memory with less alignment, and then they are copied.
+  const void* aligned_reserve(const Tensor& reserve, size_t bytes, uintptr_t alignment);
+
+ private:
+  class Results;
+
+  View look(const char* name, const Tensor& tensor) const;
+  void set_sizes(const View& x, const WeightArguments& weights);
+  void set_batch_sizes(const View& v);
+  void check_extent() const;
+  void set_weights(const WeightArguments& w, Weights* out);
+  Tensor new_rows(int64_t size) const;
+  const void* rows(const View& v, int64_t size, int64_t* t_stride, int64_t* b_stride);
+  const void* sequence(const char* name, const Tensor& tensor, int64_t size, int64_t* t_stride,
+                       int64_t* b_stride);
+  const void* contiguous(const char* name, const OptionalTensor& tensor, const char* letters,
+                         Sizes sizes);
+  const void* contiguous(const char* name, const Tensor& tensor, const char* letters, Sizes sizes);
+  const void* copied(const View& v);
+
+  const Place& place_;
+  Problem problem_;
+  int32_t dtype_ = 0;
+  int64_t N_ = 0;
+  bool packed_ = false;
+  std::vector<Tensor> copies_;
+  std::vector<int64_t> batch_sizes_;  // a copy of counts that do not lie side by side
+};
+
+// Throws when the kernels did not succeed; `reason` says why a launch failed.
+void check_status(Status status, const char* op, const std::string& reason);
+
+}  // namespace fused_lstm

@@ -1,0 +1,91 @@
+// The Python module `fused_lstm._C_cuda`: which toolkit and GPUs this build is for, what a device
+// is, how a problem would be computed there. Importing it also registers the CUDA operators
+// (ops_cuda.cpp), for which `_C` must have declared them.
+//
+// No torch header is included here: see module.cpp.
+#include <cuda_runtime_api.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <map>
+#include <optional>
+#include <stdexcept>
+#include <string>
+
+#include "../kernels/cuda/cuda.h"
+#include "launch_cuda.h"
+#include "shape.h"
+
+namespace py = pybind11;
+
+namespace fused_lstm {
+namespace {
+
+using Facts = std::map<std::string, int64_t>;
+
+py::dict build_info() {
+  constexpr int kMinor = CUDART_VERSION % 1000 / 10;
+  py::dict info;
+  info["version"] = FUSED_LSTM_TEXT(FUSED_LSTM_VERSION);
+  info["toolkit"] = std::to_string(CUDART_VERSION / 1000) + "." + std::to_string(kMinor);
+  info["architectures"] = compiled_architectures();
+  return info;
+}
+
+Facts facts(int32_t index) {
+  const cuda::Device& device = device_facts(index);
+  return {{"arch", device.arch},
+          {"sms", device.sms},
+          {"shared_per_block", device.shared_per_block},
+          {"shared_per_sm", device.shared_per_sm}};
+}
+
+cuda::Launch planned_launch(const Facts& facts, bool tf32) {
+  cuda::Launch launch;
+  launch.device.arch = static_cast<int32_t>(facts.at("arch"));
+  launch.device.sms = static_cast<int32_t>(facts.at("sms"));
+  launch.device.shared_per_block = facts.at("shared_per_block");
+  launch.device.shared_per_sm = facts.at("shared_per_sm");
+  launch.math = tf32 ? cuda::Math::kTf32 : cuda::Math::kStrict;
+  return launch;
+}
+
+std::string explain_plan(int64_t T, int64_t B, int64_t I, int64_t H, int64_t P, int64_t D,
+                         const std::string& dtype, bool training, bool tf32, const Facts& facts) {
+  const Shape shape(T, B, I, H, P, D, dtype);
+  char text[1024] = "";
+  cuda::explain(shape.problem, training, planned_launch(facts, tf32), text, sizeof text);
+  return text;
+}
+
+size_t reserve_bytes(int64_t T, int64_t B, int64_t I, int64_t H, int64_t P, int64_t D,
+                     const std::string& dtype) {
+  return cuda::reserve_bytes(Shape(T, B, I, H, P, D, dtype).problem);
+}
+
+void force(const std::optional<std::string>& name) {
+  if (!name) return force_family(std::nullopt);
+  for (const cuda::Family family : {cuda::Family::kStepwise, cuda::Family::kSingleBlock}) {
+    if (*name == family_name(family)) return force_family(family);
+  }
+  throw std::invalid_argument("family: expected stepwise, single_block or None, got '" + *name +
+                              "'");
+}
+
+}  // namespace
+}  // namespace fused_lstm
+
+PYBIND11_MODULE(_C_cuda, module) {
+  namespace fl = fused_lstm;
+  module.doc() = "fused_lstm's CUDA half: operators, build facts, devices and plans.";
+
+  module.def("build_info", &fl::build_info);
+  module.def("device_facts", &fl::facts, py::arg("index"));
+  module.def("obstacle", &fl::device_obstacle, py::arg("arch"));
+  module.def("force_family", &fl::force, py::arg("name"));
+  module.def("reserve_bytes", &fl::reserve_bytes, py::arg("T"), py::arg("B"), py::arg("I"),
+             py::arg("H"), py::arg("P"), py::arg("D"), py::arg("dtype"));
+  module.def("explain_plan", &fl::explain_plan, py::arg("T"), py::arg("B"), py::arg("I"),
+             py::arg("H"), py::arg("P"), py::arg("D"), py::arg("dtype"), py::arg("training"),
+             py::arg("tf32"), py::arg("facts"));
+}

@@ -1,0 +1,223 @@
+// Backward of the single-block family: the recurrence from the last step to the first, with W_hh^T
+// in one block's registers and shared memory. It leaves dz [N, 4H] for the products that make the
+// gradients of weights and input, and writes dh0, dc0 and each block's part of db.
+//
+// One step, and its one barrier (dz lies twice in shared memory):
+//
+//   BARRIER | sums = W^T dz(s - 1) | cells -> dz(s) | fetch gates, cells, dy of step s + 1
+//
+// What is fetched waits in registers, and has the barrier and the next product to arrive in.
+//
+// The product comes one step late, so a row's dh0 appears in the sums of the step after its last:
+// hence one step more than there are times. As in forward, rows sit out the steps they do not have.
+//
+// Here are the tensor core kernel and what it shares with the strict one.
+#pragma once
+
+#include "activation.cuh"
+#include "single_block_weights.cuh"
+
+namespace fused_lstm {
+namespace cuda {
+namespace single_block {
+
+// Pointers marked ? may be null.
+template <class T>
+struct BackwardCall {
+  Sequence sequence;
+  int32_t hidden;
+  const uint4* w_hh;     // transposed, in fragment order
+  const T* gates[2];     // [N, 4H]
+  const float* cells[2];  // [N, H]
+  const T* c0;           // ? [D, B, H]
+  const T* dy;           // ?
+  int64_t dy_t, dy_b;
+  bool wide_dy;          // dy's pairs of units are aligned
+  const T *dh_n, *dc_n;  // ? [D, B, H]
+  T* dz[2];              // [N, 4H]
+  T *dh0, *dc0;          // ? [D, B, H]
+  float* db;             // [D, blocks, 4H]: each block's part
+};
+
+// One batch row as a lane sees it: a pair of units.
+template <class T>
+struct RowState {
+  int begin, end;  // takes part in steps begin ... end - 1
+  float c[2], dc[2];
+  // What the next step needs, as it lies in memory.
+  Pair<T> gates[4], dy;
+  Pair<float> c_prev;
+
+  DEVICE bool active(int s) const { return s >= begin && s < end; }
+};
+
+template <class T>
+DEVICE void begin_row(const BackwardCall<T>& call, const BlockRows& block, int row,
+                      const UnitPair& pair, RowState<T>& state) {
+  const bool exists = row < block.rows && pair.exists;
+  const int length = block.length(row);
+  state.begin = !exists ? block.steps + 1 : block.reverse() ? 0 : block.steps - length;
+  state.end = !exists ? -1 : block.reverse() ? length : block.steps;
+  state.dc[0] = state.dc[1] = 0.0f;
+  if (!exists || call.dc_n == nullptr) return;
+  const Pair<T> dc = load_pair(call.dc_n + block.state(row, call.hidden) + pair.unit, pair.wide,
+                               pair.both);
+  state.dc[0] = device::to_float(dc.first), state.dc[1] = device::to_float(dc.second);
+}
+
+// first, before: see Sequence, of step s and of the one before it in forward (here s + 1).
+template <class T>
+DEVICE void fetch_row(const BackwardCall<T>& call, const BlockRows& block, int row, int s,
+                      int64_t first, int64_t before, const UnitPair& pair, RowState<T>& to) {
+  if (!to.active(s)) return;
+  const int hidden = call.hidden, b = block.first_row + row;
+  const T* const gates = call.gates[block.direction] + (first + b) * 4 * hidden + pair.unit;
+#pragma unroll
+  for (int gate = 0; gate < 4; ++gate) {
+    to.gates[gate] = load_pair(gates + gate * hidden, pair.wide, pair.both);
+  }
+  if (call.dy != nullptr) {
+    const int64_t start =
+        call.sequence.row_start(block.time(s), first, b, call.dy_t, call.dy_b);
+    to.dy = load_pair(call.dy + start + block.direction * hidden + pair.unit, call.wide_dy,
+                      pair.both);
+  }
+  const float* const cells = call.cells[block.direction] + pair.unit;
+  to.c_prev = {0.0f, 0.0f};
+  if (s + 1 < to.end) {
+    to.c_prev = load_pair(cells + (before + b) * hidden, pair.wide, pair.both);
+  } else if (call.c0 != nullptr) {
+    const Pair<T> c0 =
+        load_pair(call.c0 + block.state(row, hidden) + pair.unit, pair.wide, pair.both);
+    to.c_prev = {device::to_float(c0.first), device::to_float(c0.second)};
+  }
+  if (s == to.begin) {  // later steps have it from the one before
+    const Pair<float> c = load_pair(cells + (first + b) * hidden, pair.wide, pair.both);
+    to.c[0] = c.first, to.c[1] = c.second;
+  }
+}
+
+// The cells of a pair of units in one row at step s. dh: what the step after it in time sends back.
+// dz goes into the row of the next state [gate][kUnits], to memory, and into db [gate][unit].
+template <class Number, class Element, int kUnits>
+DEVICE void backward_cells(const BackwardCall<Stored<Element>>& call, const BlockRows& block,
+                           int row, int s, int64_t first, const UnitPair& pair, float (&dh)[2],
+                           RowState<Stored<Element>>& state, uint32_t* next_state,
+                           float (&db)[4][2]) {
+  using T = Stored<Element>;
+  const int hidden = call.hidden;
+  const int64_t at = block.state(row, hidden) + pair.unit;
+  if (s == state.end) {
+    if (call.dh0 != nullptr) store_pair(call.dh0 + at, dh[0], dh[1], pair.wide, pair.both);
+    if (call.dc0 != nullptr) {
+      store_pair(call.dc0 + at, state.dc[0], state.dc[1], pair.wide, pair.both);
+    }
+  }
+  if (!state.active(s)) return;
+  if (call.dy != nullptr) {
+    dh[0] += device::to_float(state.dy.first), dh[1] += device::to_float(state.dy.second);
+  }
+  if (s == state.begin && call.dh_n != nullptr) {
+    const Pair<T> dh_n = load_pair(call.dh_n + at, pair.wide, pair.both);
+    dh[0] += device::to_float(dh_n.first), dh[1] += device::to_float(dh_n.second);
+  }
+  float dz[4][2];
+#pragma unroll
+  for (int q = 0; q < 2; ++q) {
+    const auto gate = [&](int k) {
+      return Number{device::to_float(q == 0 ? state.gates[k].first : state.gates[k].second)};
+    };
+    const Gates<Number> gates = {gate(0), gate(1), gate(2), gate(3)};
+    const Number c_prev = {q == 0 ? state.c_prev.first : state.c_prev.second};
+    Number dc = {state.dc[q]};
+    const Gates<Number> d = cell_backward(gates, c_prev, Number{state.c[q]}, Number{dh[q]}, dc);
+    state.dc[q] = dc.value;
+    state.c[q] = c_prev.value;
+    const bool exists = q == 0 || pair.both;  // beyond the end sums may hold anything
+    dz[0][q] = exists ? d.i.value : 0.0f, dz[1][q] = exists ? d.f.value : 0.0f;
+    dz[2][q] = exists ? d.g.value : 0.0f, dz[3][q] = exists ? d.o.value : 0.0f;
+  }
+  T* const to =
+      call.dz[block.direction] + (first + block.first_row + row) * 4 * hidden + pair.unit;
+#pragma unroll
+  for (int gate = 0; gate < 4; ++gate) {
+    put_pair<Element>(next_state, gate * kUnits + pair.unit, dz[gate][0], dz[gate][1]);
+    store_pair(to + gate * hidden, dz[gate][0], dz[gate][1], pair.wide, pair.both);
+    db[gate][0] += dz[gate][0], db[gate][1] += dz[gate][1];
+  }
+}
+
+// ---- the tensor core kernel ---------------------------------------------------------------------
+
+template <class Element, int kUnits, int kRows>
+__global__ void __launch_bounds__(2 * kUnits, 1)
+    backward_kernel(BackwardCall<Stored<Element>> call) {
+  using T = Stored<Element>;
+  using Resident = ResidentWeights<Element, kUnits, kRows, true>;
+  constexpr int kWarps = Resident::kWarps, kRowTiles = Resident::kRowTiles;
+  constexpr int kPitch = Resident::kPitch;
+
+  const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
+  const int g = lane / 4, t = lane % 4;
+  const BlockRows block(call.sequence, kRows, true);
+  const UnitPair pair(warp * kWarpUnits + 2 * g, call.hidden);
+
+  uint4* const shared_hh = device::dynamic_shared<uint4>();
+  uint32_t* const state = reinterpret_cast<uint32_t*>(shared_hh + kWarps * Resident::kRest * 32);
+  const auto state_of = [&](int s) { return state + (s & 1) * kRows * kPitch; };
+
+  int64_t first = block.first(0), next_first = block.first(1), after_next_first = block.first(2);
+  RowState<T> rows[kRowTiles][2];  // 8n + 2t + e
+#pragma unroll
+  for (int i = 0; i < 2 * kRowTiles; ++i) {
+    const int row = 8 * (i / 2) + 2 * t + i % 2;
+    begin_row(call, block, row, pair, rows[i / 2][i % 2]);
+    fetch_row(call, block, row, 0, first, next_first, pair, rows[i / 2][i % 2]);
+  }
+  Resident w_hh;
+  w_hh.load(call.w_hh + int64_t{block.direction * kWarps + warp} * Resident::kDepth * 32,
+            shared_hh + warp * Resident::kRest * 32, lane);
+  // Zeros past the end meet zero weights; in a row that has not begun they make its sums zero.
+  for (int i = thread; i < 2 * kRows * kPitch; i += Resident::kThreads) state[i] = 0;
+
+  float db[4][2] = {};
+  for (int s = 0; s <= block.steps; ++s) {
+    __syncthreads();
+    const int64_t third_first = block.first(s + 3);
+    float sums[4][kRowTiles][4] = {};
+    w_hh.multiply(sums, operand_address(state_of(s), kPitch, lane), kPitch);
+#pragma unroll
+    for (int i = 0; i < 2 * kRowTiles; ++i) {
+      const int n = i / 2, e = i % 2, row = 8 * n + 2 * t + e;
+      float dh[2];
+#pragma unroll
+      for (int q = 0; q < 2; ++q) {
+        const int at = 2 * q + e;
+        dh[q] = (sums[0][n][at] + sums[1][n][at]) + (sums[2][n][at] + sums[3][n][at]);
+      }
+      backward_cells<Quick, Element, kUnits>(call, block, row, s, first, pair, dh, rows[n][e],
+                                             state_of(s + 1) + row * kPitch, db);
+      fetch_row(call, block, row, s + 1, next_first, after_next_first, pair, rows[n][e]);
+    }
+    first = next_first;
+    next_first = after_next_first;
+    after_next_first = third_first;
+  }
+
+  // The four lanes of a pair of units hold different rows.
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    const int gate = i / 2, q = i % 2;
+    float sum = db[gate][q];
+    sum += __shfl_xor_sync(~0u, sum, 1);
+    sum += __shfl_xor_sync(~0u, sum, 2);
+    if (t == 0 && pair.exists && (q == 0 || pair.both)) {
+      const int64_t part = int64_t{block.direction} * gridDim.x + blockIdx.x;
+      call.db[(part * 4 + gate) * call.hidden + pair.unit + q] = sum;
+    }
+  }
+}
+
+}  // namespace single_block
+}  // namespace cuda
+}  // namespace fused_lstm

@@ -1,0 +1,285 @@
+// Forward of the single-block family: one block takes `kRows` batch rows of one direction through
+// all steps, with W_hh in its registers and shared memory. Nothing crosses blocks.
+//
+// One step, and its one barrier (h, x and the projected input lie twice in shared memory):
+//
+//   wait for input(s) | BARRIER | fetch input(s + 1) | sums = W [h(s - 1); x(s)] | cells -> h(s), y
+//
+// All rows of a block are at the same time t; a packed row that is over, or whose reverse direction
+// has not begun, sits the step out and keeps its state.
+//
+// Here are the tensor core kernel and what it shares with the strict one.
+#pragma once
+
+#include "activation.cuh"
+#include "single_block_weights.cuh"
+
+namespace fused_lstm {
+namespace cuda {
+namespace single_block {
+
+// Pointers marked ? may be null.
+template <class T>
+struct ForwardCall {
+  Sequence sequence;
+  int32_t inputs, hidden;
+  int32_t input_depth;  // see Tiles; 0: x comes projected
+  const T* x;
+  int64_t x_t, x_b;
+  const float* projected[2];   // ? [N, 4H] x W_ih^T
+  const uint4 *w_hh, *w_ih;    // in fragment order; w_ih ?, and not used by the strict kernel
+  const T* w_ih_rows[2];       // [4H, I]
+  const T *b_ih[2], *b_hh[2];  // ? [4H]
+  const T *h0, *c0;            // ? [D, B, H]
+  T* y;
+  int64_t y_t, y_b;
+  bool wide_y;      // y's pairs of units are aligned
+  T *h_n, *c_n;     // [D, B, H]
+  T* gates[2];      // ? [N, 4H] activated, for backward
+  float* cells[2];  // ? [N, H]
+};
+
+// The input of one step on its way into shared memory. Projected rows are copied there directly; x
+// goes through registers, because its rows may begin anywhere. A warp takes whole rows, a lane
+// features lane and lane + 32 of them.
+template <class Element, int kUnits, int kRows>
+struct StepInput {
+  using T = Stored<Element>;
+  static constexpr int kWarps = kUnits / kWarpUnits, kRowsOfWarp = (kRows + kWarps - 1) / kWarps;
+  T x[kRowsOfWarp][2] = {};
+
+  // first: see Sequence, of step s. projected: where the rows of that step go.
+  DEVICE void fetch(const ForwardCall<T>& call, const BlockRows& block, int s, int64_t first,
+                    float* projected, int pitch) {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, time = block.time(s);
+#pragma unroll
+    for (int r = 0; r < kRowsOfWarp; ++r) {
+      const int row = warp + r * kWarps, b = block.first_row + row;
+      if (row >= kRows || time >= block.length(row)) continue;
+      if (call.input_depth == 0) {
+        const float* from =
+            call.projected[block.direction] + (first + b) * int64_t{4} * call.hidden;
+        for (int i = lane; i < call.hidden; i += 32) {
+          device::cp_async<16>(projected + row * pitch + 4 * i, from + 4 * i);
+        }
+      } else {
+        const T* from = call.x + call.sequence.row_start(time, first, b, call.x_t, call.x_b);
+        if (lane < call.inputs) x[r][0] = from[lane];
+        if (lane + 32 < call.inputs) x[r][1] = from[lane + 32];
+      }
+    }
+    device::cp_async_commit();
+  }
+
+  // Behind h in the rows of the state. What rows that were not fetched hold does not matter: no row
+  // meets another, and they sit out.
+  DEVICE void put_x(const ForwardCall<T>& call, uint32_t* state, int pitch) const {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    if (call.input_depth == 0) return;
+#pragma unroll
+    for (int r = 0; r < kRowsOfWarp; ++r) {
+      const int row = warp + r * kWarps;
+      if (row >= kRows) continue;
+      uint32_t* const to = state + row * pitch;
+      if (lane < call.inputs) put<Element>(to, kUnits + lane, device::to_float(x[r][0]));
+      if (lane + 32 < call.inputs) put<Element>(to, kUnits + lane + 32, device::to_float(x[r][1]));
+    }
+  }
+};
+
+// Bias and the state before the first step, twice [rows][pitch] words, by all threads of a block.
+template <class Element, int kUnits, int kRows>
+DEVICE void begin_block(const ForwardCall<Stored<Element>>& call, const BlockRows& block,
+                        float4* bias, uint32_t* state, int pitch) {
+  using T = Stored<Element>;
+  const int thread = threadIdx.x, threads = 2 * kUnits, hidden = call.hidden;
+  const T *b_ih = call.b_ih[block.direction], *b_hh = call.b_hh[block.direction];
+  for (int i = thread; i < 4 * kUnits; i += threads) {
+    const int unit = i / 4, at = i % 4 * hidden + unit;
+    float sum = 0.0f;
+    if (unit < hidden && b_ih != nullptr) sum += device::to_float(b_ih[at]);
+    if (unit < hidden && b_hh != nullptr) sum += device::to_float(b_hh[at]);
+    reinterpret_cast<float*>(bias)[i] = sum;
+  }
+  // Padding is zero for good: its weights are, and 0 * NaN is NaN.
+  for (int i = thread; i < 2 * kRows * pitch; i += threads) state[i] = 0;
+  __syncthreads();
+  // h0 goes into both buffers: who knows in which a row finds it that joins later.
+  for (int row = thread / 32; call.h0 != nullptr && row < block.rows; row += threads / 32) {
+    for (int k = thread % 32; k < hidden; k += 32) {
+      const float h0 = device::to_float(call.h0[block.state(row, hidden) + k]);
+      put<Element>(state + row * pitch, k, h0);
+      put<Element>(state + (kRows + row) * pitch, k, h0);
+    }
+  }
+}
+
+template <class T>
+DEVICE void load_c0(const ForwardCall<T>& call, const BlockRows& block, int row,
+                    const UnitPair& pair, float (&c)[2]) {
+  c[0] = c[1] = 0.0f;
+  if (call.c0 == nullptr || row >= block.rows || !pair.exists) return;
+  const Pair<T> c0 = load_pair(call.c0 + block.state(row, call.hidden) + pair.unit, pair.wide,
+                               pair.both);
+  c[0] = device::to_float(c0.first), c[1] = device::to_float(c0.second);
+}
+
+// The cells of a pair of units in one row: z [gate][unit] before activation, bias and x included
+// unless x comes projected; projected: the row's. h goes into the row of the next state, y, and
+// h_n when this is the row's last step.
+template <class Number, class Element>
+DEVICE void forward_cells(const ForwardCall<Stored<Element>>& call, const BlockRows& block, int row,
+                          int length, int time, int64_t first, const UnitPair& pair,
+                          float (&z)[4][2], const float* projected, float (&c)[2],
+                          uint32_t* next_state) {
+  using T = Stored<Element>;
+  const int hidden = call.hidden, b = block.first_row + row;
+  if (call.input_depth == 0) {
+#pragma unroll
+    for (int gate = 0; gate < 4; ++gate) {
+      const Pair<float> x =
+          load_pair(projected + gate * hidden + pair.unit, pair.wide, pair.both);
+      z[gate][0] += x.first, z[gate][1] += x.second;
+    }
+  }
+  float h[2];
+#pragma unroll
+  for (int q = 0; q < 2; ++q) {
+    Gates<Number> gates = {{z[0][q]}, {z[1][q]}, {z[2][q]}, {z[3][q]}};
+    Number new_c, new_h;
+    cell_forward(gates, Number{c[q]}, new_c, new_h);
+    c[q] = new_c.value, h[q] = new_h.value;
+    z[0][q] = gates.i.value, z[1][q] = gates.f.value;
+    z[2][q] = gates.g.value, z[3][q] = gates.o.value;
+  }
+  // Where H is odd, h of the unit past the end meets zero weights only.
+  put_pair<Element>(next_state, pair.unit, h[0], h[1]);
+  T* const y = call.y + call.sequence.row_start(time, first, b, call.y_t, call.y_b) +
+               block.direction * hidden + pair.unit;
+  store_pair(y, h[0], h[1], call.wide_y, pair.both);
+  if (call.gates[0] != nullptr) {
+    T* const gates = call.gates[block.direction] + (first + b) * 4 * hidden + pair.unit;
+#pragma unroll
+    for (int gate = 0; gate < 4; ++gate) {
+      store_pair(gates + gate * hidden, z[gate][0], z[gate][1], pair.wide, pair.both);
+    }
+    store_pair(call.cells[block.direction] + (first + b) * hidden + pair.unit, c[0], c[1],
+               pair.wide, pair.both);
+  }
+  if (time == (block.reverse() ? 0 : length - 1)) {
+    const int64_t at = block.state(row, hidden) + pair.unit;
+    store_pair(call.h_n + at, h[0], h[1], pair.wide, pair.both);
+    store_pair(call.c_n + at, c[0], c[1], pair.wide, pair.both);
+  }
+}
+
+// ---- the tensor core kernel ---------------------------------------------------------------------
+
+template <class Element, int kUnits, int kRows>
+__global__ void __launch_bounds__(2 * kUnits, 1)
+    forward_kernel(ForwardCall<Stored<Element>> call) {
+  using Resident = ResidentWeights<Element, kUnits, kRows, false>;
+  constexpr int kWarps = Resident::kWarps, kRowTiles = Resident::kRowTiles;
+  constexpr int kProjectedPitch = Resident::kProjectedPitch;
+
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  const BlockRows block(call.sequence, kRows, false);
+  const UnitPair pair(warp * kWarpUnits + 2 * g, call.hidden);
+  const int steps = block.steps, warp_of_all = block.direction * kWarps + warp;
+
+  // Shared memory, in the order of Tiles::shared_bytes.
+  const int pitch = Resident::kPitch + call.input_depth * kTileWords;
+  uint4* const shared_hh = device::dynamic_shared<uint4>();
+  uint4* const shared_ih = shared_hh + kWarps * Resident::kRest * 4 * 32;
+  float4* const bias =  // [kUnits], gates side by side
+      reinterpret_cast<float4*>(shared_ih + kWarps * call.input_depth * 4 * 32);
+  uint32_t* const state = reinterpret_cast<uint32_t*>(bias + kUnits);
+  float* const projected = reinterpret_cast<float*>(state + 2 * kRows * pitch);
+  const auto state_of = [&](int s) { return state + (s & 1) * kRows * pitch; };
+  const auto projected_of = [&](int s) { return projected + (s & 1) * kRows * kProjectedPitch; };
+
+  StepInput<Element, kUnits, kRows> input;
+  int64_t first = block.first(0), next_first = block.first(1);
+  input.fetch(call, block, 0, first, projected_of(0), kProjectedPitch);
+  Resident w_hh;
+  w_hh.load(call.w_hh + int64_t{warp_of_all} * Resident::kDepth * 4 * 32,
+            shared_hh + warp * Resident::kRest * 4 * 32, lane);
+  uint4* const w_ih = shared_ih + warp * call.input_depth * 4 * 32 + lane;  // each lane its own
+  for (int i = 0; i < call.input_depth * 4; ++i) {
+    w_ih[i * 32] = call.w_ih[(int64_t{warp_of_all} * call.input_depth * 4 + i) * 32 + lane];
+  }
+  begin_block<Element, kUnits, kRows>(call, block, bias, state, pitch);
+  input.put_x(call, state, pitch);
+
+  float c[kRowTiles][2][2];  // of rows 8n + 2t + e
+  int length[kRowTiles][2];
+#pragma unroll
+  for (int i = 0; i < 2 * kRowTiles; ++i) {
+    const int row = 8 * (i / 2) + 2 * t + i % 2;
+    length[i / 2][i % 2] = block.length(row);
+    load_c0(call, block, row, pair, c[i / 2][i % 2]);
+  }
+
+  for (int s = 0; s < steps; ++s) {
+    device::cp_async_wait<0>();
+    __syncthreads();
+    if (s + 1 < steps) {
+      input.fetch(call, block, s + 1, next_first, projected_of(s + 1), kProjectedPitch);
+    }
+    const int64_t after_next_first = block.first(s + 2);
+
+    float sums[4][kRowTiles][4];  // of tile 2q + j, see single_block_weights.cuh
+#pragma unroll
+    for (int q = 0; q < 2; ++q) {
+      const float4 start = bias[pair.unit + q];
+#pragma unroll
+      for (int n = 0; n < kRowTiles; ++n) {
+        sums[2 * q][n][0] = sums[2 * q][n][1] = start.x;
+        sums[2 * q][n][2] = sums[2 * q][n][3] = start.y;
+        sums[2 * q + 1][n][0] = sums[2 * q + 1][n][1] = start.z;
+        sums[2 * q + 1][n][2] = sums[2 * q + 1][n][3] = start.w;
+      }
+    }
+    const uint32_t* const b = operand_address(state_of(s), pitch, lane);
+    w_hh.multiply(sums, b, pitch);
+    for (int k = 0; k < call.input_depth; ++k) {
+      // Lanes beyond 15 hand over addresses that ldmatrix_x2 ignores.
+      const uint32_t* const from = b + (Resident::kDepth + k) * kTileWords - lane / 16 * 8;
+      uint32_t x[kRowTiles][2];
+#pragma unroll
+      for (int n = 0; n < kRowTiles; ++n) device::ldmatrix_x2(x[n], from + 8 * n * pitch);
+#pragma unroll
+      for (int tile = 0; tile < 4; ++tile) {
+        const uint4 v = w_ih[(k * 4 + tile) * 32];
+        const uint32_t a[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+        for (int n = 0; n < kRowTiles; ++n) {
+          multiply_add<Element>(sums[tile][n], a, x[n][0], x[n][1]);
+        }
+      }
+    }
+
+    const int time = block.time(s);
+#pragma unroll
+    for (int i = 0; i < 2 * kRowTiles; ++i) {
+      const int n = i / 2, e = i % 2, row = 8 * n + 2 * t + e;
+      if (!pair.exists || time >= length[n][e]) continue;
+      float z[4][2];
+#pragma unroll
+      for (int gate = 0; gate < 4; ++gate) {
+#pragma unroll
+        for (int q = 0; q < 2; ++q) z[gate][q] = sums[2 * q + gate / 2][n][gate % 2 * 2 + e];
+      }
+      forward_cells<Quick, Element>(call, block, row, length[n][e], time, first, pair, z,
+                                    projected_of(s) + row * kProjectedPitch, c[n][e],
+                                    state_of(s + 1) + row * pitch);
+    }
+    if (s + 1 < steps) input.put_x(call, state_of(s + 1), pitch);
+    first = next_first;
+    next_first = after_next_first;
+  }
+}
+
+}  // namespace single_block
+}  // namespace cuda
+}  // namespace fused_lstm

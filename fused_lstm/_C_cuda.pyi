@@ -1,0 +1,33 @@
+"""The module csrc/binding/module_cuda.cpp builds. Sizes: T steps, B rows, I features, H, P, D."""
+
+def build_info() -> dict[str, str | list[str]]:
+    """Keys version, toolkit ("13.0"), architectures (as in "9.0a", "12.0+PTX")."""
+
+def device_facts(index: int) -> dict[str, int]:
+    """Keys arch (90), sms, shared_per_block and shared_per_sm (bytes) of a device.
+
+    RuntimeError, with the remedy, when there is no such device or the driver is too old.
+    """
+
+def obstacle(arch: int) -> str:
+    """Why this build has no code for a device of that architecture, with the remedy, or ""."""
+
+def force_family(name: str | None) -> None:
+    """Has "stepwise" or "single_block" compute every call, None: the plan chooses. For tests."""
+
+def reserve_bytes(T: int, B: int, I: int, H: int, P: int, D: int, dtype: str) -> int:
+    """What forward keeps for backward."""
+
+def explain_plan(
+    T: int,
+    B: int,
+    I: int,
+    H: int,
+    P: int,
+    D: int,
+    dtype: str,
+    training: bool,
+    tf32: bool,
+    facts: dict[str, int],
+) -> str:
+    """One line: how the kernels compute a problem of these sizes on a device with these facts."""

@@ -1,0 +1,301 @@
+"""What stands above the CUDA kernels, without a GPU: who computes, and with which arguments.
+
+A stand-in takes the place of `fused_lstm._C_cuda`, and fake tensors that of tensors on a GPU: they
+have its device and no memory. What needs a GPU is in tests/gpu.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import fused_lstm
+from fused_lstm import _extension, function
+
+T, B, I, H = 4, 3, 5, 7  # noqa: E741
+FACTS = {"arch": 90, "sms": 132, "shared_per_block": 232448, "shared_per_sm": 233472}
+FORWARD = "fused_lstm.forward.default"
+
+
+class StandIn:
+    """The functions of `_C_cuda`, for a GPU of FACTS that the build has code for unless told."""
+
+    toolkit = f"{(torch.version.cuda or '13.0').split('.')[0]}.0"
+    why_not = ""
+
+    def build_info(self) -> dict[str, Any]:
+        return {"toolkit": self.toolkit, "architectures": ["9.0a"]}
+
+    def device_facts(self, index: int) -> dict[str, int]:
+        if index > 1:
+            raise RuntimeError("fused_lstm: CUDA could not read a device's attributes")
+        return FACTS
+
+    def obstacle(self, arch: int) -> str:
+        return self.why_not
+
+    def reserve_bytes(self, *sizes: Any) -> int:
+        assert sizes == (T, B, I, H, H, 1, "float32")
+        return 4352
+
+    def explain_plan(self, *arguments: Any) -> str:
+        *sizes, training, tf32, facts = arguments
+        assert facts is FACTS
+        return f"stand-in {sizes} training={training} tf32={tf32}"
+
+
+@pytest.fixture
+def kernels(monkeypatch: pytest.MonkeyPatch) -> StandIn:
+    """CUDA kernels that are built and turned on."""
+    module = StandIn()
+    monkeypatch.setattr(_extension, "_cuda_module", module)
+    monkeypatch.setattr(_extension, "_cuda_switched_on", True)
+    monkeypatch.setattr(_extension, "_cuda_obstacles", {})
+    monkeypatch.setattr(_extension, "why_no_cuda", "")
+    return module
+
+
+class Seen(TorchDispatchMode):
+    """Records the calls of operators with lstm in their names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[str, tuple[Any, ...]]] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if "lstm" in str(func):
+            self.calls.append((str(func), args))
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def fake_gpu() -> Iterator[Seen]:
+    """Tensors without memory, and what is computed with them."""
+    with FakeTensorMode(), torch.no_grad(), Seen() as seen:
+        yield seen
+
+
+def on_gpu(*shape: int, dtype: torch.dtype = torch.float32, index: int = 0) -> Tensor:
+    return torch.empty(*shape, dtype=dtype, device=f"cuda:{index}")
+
+
+def weights(P: int = H, dtype: torch.dtype = torch.float32, index: int = 0) -> list[Tensor]:
+    shapes = [(4 * H, I), (4 * H, P), (4 * H,), (4 * H,)] + ([(P, H)] if P != H else [])
+    return [on_gpu(*shape, dtype=dtype, index=index) for shape in shapes]
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("P", [H, 3])
+def test_operator_computes_on_gpu(P: int) -> None:
+    with fake_gpu() as seen:
+        y, (h, c) = fused_lstm.lstm(on_gpu(T, B, I), None, weights(P), proj_size=P % H)
+    assert [name for name, _ in seen.calls] == [FORWARD]
+    assert (y.shape, h.shape, c.shape) == ((T, B, P), (1, B, P), (1, B, H))
+    assert y.device == h.device == torch.device("cuda:0")
+
+
+@pytest.mark.usefixtures("kernels")
+def test_cell_computes_on_gpu() -> None:
+    with fake_gpu() as seen:
+        h, c = fused_lstm.functional.lstm_cell(on_gpu(B, I), None, *weights())
+    assert [name for name, _ in seen.calls] == [FORWARD]
+    assert h.shape == c.shape == (B, H)
+
+
+def why_not(kernels: StandIn, monkeypatch: pytest.MonkeyPatch, what: str) -> str:
+    """Takes one condition away; returns what explain_plan must then say."""
+    if what == "not built":
+        reason = "fused_lstm: the compiled extension fused_lstm._C_cuda has not been built; how"
+        monkeypatch.setattr(_extension, "_cuda_module", None)
+        monkeypatch.setattr(_extension, "why_no_cuda", reason)
+        return reason
+    if what == "off":
+        monkeypatch.setattr(_extension, "_cuda_switched_on", False)
+        return "off by default: they have run on the CPU stand-in only; FUSED_LSTM_CUDA_KERNELS=1"
+    if what == "architecture":
+        kernels.why_not = "built for 9.0a, this GPU has 7.5"
+        return kernels.why_not
+    monkeypatch.setattr(kernels, "device_facts", lambda index: StandIn().device_facts(7))
+    return "CUDA could not read a device's attributes"
+
+
+@pytest.mark.parametrize("what", ["not built", "off", "architecture", "no device"])
+def test_torch_computes_where_kernels_do_not(
+    what: str, kernels: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reason = why_not(kernels, monkeypatch, what)
+    plan = fused_lstm.explain_plan((T, B, I, H), device="cuda:0")
+    assert plan.startswith("torch's own LSTM (")
+    assert reason in plan
+    with fake_gpu() as seen:
+        y, _ = fused_lstm.lstm(on_gpu(T, B, I), None, weights())
+    assert y.shape == (T, B, H)
+    assert FORWARD not in [name for name, _ in seen.calls]
+
+
+@pytest.mark.usefixtures("kernels")
+def test_explain_plan_on_gpu() -> None:
+    lstm = fused_lstm.LSTM(I, H, 2, device="meta")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.backends.cudnn.rnn, "fp32_precision", "ieee")
+        strict = fused_lstm.explain_plan((T, B, I, H), device="cuda:1", training=False)
+    assert f"stand-in {[T, B, I, H, H, 1, 'float32']} training=False tf32=False" in strict
+    assert strict.endswith("these kernels have run on the CPU stand-in only")
+    assert "tf32=True" in fused_lstm.explain_plan((T, B, I, H), device="cuda:1", proj_size=3)
+    assert "no kernel for device 'meta'" in fused_lstm.explain_plan(lstm, T, B)
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("allowed", [True, False])
+def test_operator_is_told_of_the_switch(allowed: bool) -> None:
+    """That of cuDNN for RNNs, by its new name and by its old one; it is the last argument."""
+    for switch, on, off in (
+        ((torch.backends.cudnn.rnn, "fp32_precision"), "tf32", "ieee"),
+        ((torch.backends.cudnn, "allow_tf32"), True, False),
+    ):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(*switch, on if allowed else off)
+            with fake_gpu() as seen:
+                fused_lstm.lstm(on_gpu(T, B, I), None, weights())
+        (call,) = seen.calls
+        # The dispatcher leaves out a flag that has its default, which is False.
+        assert (len(call[1]) == 16 and call[1][-1]) is allowed, switch
+
+
+def test_switch_is_on_by_default_and_not_read_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert function.tf32_allowed()
+    monkeypatch.setattr(function, "tf32_allowed", lambda: pytest.fail("read for a CPU tensor"))
+    fused_lstm.LSTM(I, H)(torch.randn(T, B, I))[0].sum().backward()
+
+
+@pytest.mark.usefixtures("kernels")
+def test_what_is_asked_of_the_device_is_a_constant_of_compiled_graphs() -> None:
+    def ask(x: Tensor) -> Tensor:
+        return x + 1 if function.tf32_allowed() and _extension.cuda_obstacle(0) is None else x
+
+    assert torch.compile(ask, backend="eager", fullgraph=True)(torch.zeros(1)) == 1
+
+
+@pytest.mark.parametrize("tf32", [True, False])
+def test_backward_is_told_what_forward_was(tf32: bool) -> None:
+    ten = [torch.randn(s) for s in ((4 * H, I), (4 * H, H), (4 * H,), (4 * H,))] + [None] * 6
+    x = torch.randn(T, B, I, requires_grad=True)
+    y, *_ = function.LstmLayer.apply(x, None, None, None, *ten, tf32)
+    with Seen() as seen:
+        y.sum().backward()
+    (call,) = seen.calls
+    assert call[0] == "fused_lstm.backward.default"
+    assert (len(call[1]) == 21 and call[1][-1]) is tf32
+
+
+@pytest.mark.usefixtures("kernels")
+def test_reserve_is_the_cuda_kernels() -> None:
+    with fake_gpu():
+        ten = [*weights(), *[None] * 6]
+        *_, reserve = torch.ops.fused_lstm.forward(on_gpu(T, B, I), None, None, None, *ten, True)
+    assert reserve.shape == (4352,)
+    assert reserve.device == torch.device("cuda:0")
+
+
+@pytest.fixture
+def autocast(request: pytest.FixtureRequest) -> Iterator[torch.dtype]:
+    """Autocast to a dtype on GPUs; torch.autocast itself does nothing where there is none."""
+    torch.set_autocast_dtype("cuda", request.param)
+    torch.set_autocast_enabled("cuda", True)
+    yield request.param
+    torch.set_autocast_enabled("cuda", False)
+    torch.set_autocast_dtype("cuda", torch.float16)
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("autocast", [torch.bfloat16, torch.float16], indirect=True)
+def test_autocast_casts_everything_but_float64(autocast: torch.dtype) -> None:
+    low = autocast
+    with fake_gpu():
+        y, (h, c) = fused_lstm.lstm(on_gpu(T, B, I), None, weights())
+        state = (on_gpu(1, B, H, dtype=low), on_gpu(1, B, H))
+        y2, (h2, c2) = fused_lstm.lstm(on_gpu(T, B, I, dtype=low), state, weights())
+        cell = fused_lstm.functional.lstm_cell(on_gpu(B, I), None, *weights())
+        double, _ = fused_lstm.lstm(
+            on_gpu(T, B, I, dtype=torch.float64), None, weights(dtype=torch.float64)
+        )
+    assert {t.dtype for t in (y, h, c, y2, h2, c2, *cell)} == {low}
+    assert double.dtype is torch.float64
+
+
+@pytest.mark.usefixtures("kernels")
+def test_tensors_of_two_gpus_are_refused() -> None:
+    with fake_gpu(), pytest.raises(RuntimeError, match=r"weights\[0\].*cuda:0.*got.*cuda:1"):
+        fused_lstm.lstm(on_gpu(T, B, I), None, weights(index=1))
+
+
+def python(program: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    root = Path(__file__).resolve().parent.parent
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=root,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize(("value", "on"), [("1", True), ("0", False), ("", False)])
+def test_environment_turns_kernels_on(value: str, on: bool) -> None:
+    program = "import fused_lstm._extension as e; print(e._cuda_switched_on)"
+    assert python(program, FUSED_LSTM_CUDA_KERNELS=value).stdout.strip() == str(on)
+
+
+def test_environment_refuses_another_word() -> None:
+    failed = python("import fused_lstm", FUSED_LSTM_CUDA_KERNELS="yes")
+    assert "FUSED_LSTM_CUDA_KERNELS: expected 0 or 1, got 'yes'" in failed.stderr
+
+
+def load_cuda(patch: pytest.MonkeyPatch, imported: Any, version: str | None) -> tuple[Any, str]:
+    """What `_extension` makes of an import of `_C_cuda` under a torch with this CUDA version."""
+
+    def import_module(name: str) -> Any:
+        assert name == "fused_lstm._C_cuda"
+        if isinstance(imported, ImportError):
+            raise imported
+        return imported
+
+    patch.setattr(_extension, "import_module", import_module)
+    patch.setattr(torch.version, "cuda", version)
+    return _extension._load_cuda()
+
+
+def test_loading_says_what_why_and_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    module = StandIn()
+    module.toolkit = "13.0"
+    assert load_cuda(monkeypatch, module, "13.2") == (module, "")
+    _, text = load_cuda(monkeypatch, module, "12.8")
+    assert "_C_cuda is for CUDA 13.0" in text
+    assert "has CUDA 12.8; with a toolkit of that major version" in text
+    _, text = load_cuda(monkeypatch, module, None)
+    assert f"torch {torch.__version__} is built without CUDA" in text
+    monkeypatch.setattr(_extension, "__file__", str(tmp_path / "_extension.py"))
+    _, text = load_cuda(monkeypatch, ImportError("no such module"), "13.0")
+    assert "fused_lstm._C_cuda has not been built" in text
+    assert "FUSED_LSTM_CUDA=1 python -m pip install --no-build-isolation ." in text
+    (tmp_path / "_C_cuda.cpython-39-x86_64-linux-gnu.so").write_bytes(b"")
+    _, text = load_cuda(monkeypatch, ImportError("no such module"), "13.0")
+    assert "built for another Python" in text
+
+
+def test_require_cuda_says_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_extension, "_cuda_module", None)
+    monkeypatch.setattr(_extension, "why_no_cuda", "because")
+    with pytest.raises(ImportError, match="because"):
+        _extension.require_cuda()
