@@ -18,7 +18,7 @@ using fused_lstm::Status;
 using fused_lstm::cuda::Launch;
 namespace cuda = fused_lstm::cuda;
 
-const char* const kCase = "T=3 B=4 I=2 H=5 dtype=float32 packed=1";
+const char* const kCase = "T=3 B=4 I=2 H=5 dtype=float32 packed=1 family=1 back_family=1";
 
 // One call with everything in place, for a test to spoil.
 struct Call {
@@ -145,9 +145,9 @@ void check_statuses(Suite& suite) {
     static const int64_t sizes[] = {3, 2, 1};
     c.problem.batch_sizes = sizes;
   });
-  check_refused(suite, "strict float32 in one block is forced", unsupported, [](Call& c) {
-    c.launch.forced = true;
+  check_refused(suite, "one block on sm_75 is forced", unsupported, [](Call& c) {
     c.launch.family = cuda::Family::kSingleBlock;
+    c.launch.device.arch = 75;
   });
   check_refused(suite, "the BLAS refuses", Status::kLaunchFailed,
                 [](Call& c) { c.launch.blas.multiply = refuse; });

@@ -26,11 +26,11 @@ template <class T>
 struct BackwardCall {
   Sequence sequence;
   int32_t hidden;
-  const uint4* w_hh;     // transposed, in fragment order
-  const T* gates[2];     // [N, 4H]
+  const uint4* w_hh;      // transposed, in fragment order
+  const T* gates[2];      // [N, 4H]
   const float* cells[2];  // [N, H]
-  const T* c0;           // ? [D, B, H]
-  const T* dy;           // ?
+  const T* c0;            // ? [D, B, H]
+  const T* dy;            // ?
   int64_t dy_t, dy_b;
   bool wide_dy;          // dy's pairs of units are aligned
   const T *dh_n, *dc_n;  // ? [D, B, H]
@@ -60,8 +60,8 @@ DEVICE void begin_row(const BackwardCall<T>& call, const BlockRows& block, int r
   state.end = !exists ? -1 : block.reverse() ? length : block.steps;
   state.dc[0] = state.dc[1] = 0.0f;
   if (!exists || call.dc_n == nullptr) return;
-  const Pair<T> dc = load_pair(call.dc_n + block.state(row, call.hidden) + pair.unit, pair.wide,
-                               pair.both);
+  const Pair<T> dc =
+      load_pair(call.dc_n + block.state(row, call.hidden) + pair.unit, pair.wide, pair.both);
   state.dc[0] = device::to_float(dc.first), state.dc[1] = device::to_float(dc.second);
 }
 
@@ -77,10 +77,9 @@ DEVICE void fetch_row(const BackwardCall<T>& call, const BlockRows& block, int r
     to.gates[gate] = load_pair(gates + gate * hidden, pair.wide, pair.both);
   }
   if (call.dy != nullptr) {
-    const int64_t start =
-        call.sequence.row_start(block.time(s), first, b, call.dy_t, call.dy_b);
-    to.dy = load_pair(call.dy + start + block.direction * hidden + pair.unit, call.wide_dy,
-                      pair.both);
+    const int64_t start = call.sequence.row_start(block.time(s), first, b, call.dy_t, call.dy_b);
+    to.dy =
+        load_pair(call.dy + start + block.direction * hidden + pair.unit, call.wide_dy, pair.both);
   }
   const float* const cells = call.cells[block.direction] + pair.unit;
   to.c_prev = {0.0f, 0.0f};
@@ -114,12 +113,15 @@ DEVICE void backward_cells(const BackwardCall<Stored<Element>>& call, const Bloc
     }
   }
   if (!state.active(s)) return;
+  if (s == state.begin) {  // no step after it: what came is zeros times weights, not all finite
+    dh[0] = dh[1] = 0.0f;
+    if (call.dh_n != nullptr) {
+      const Pair<T> dh_n = load_pair(call.dh_n + at, pair.wide, pair.both);
+      dh[0] = device::to_float(dh_n.first), dh[1] = device::to_float(dh_n.second);
+    }
+  }
   if (call.dy != nullptr) {
     dh[0] += device::to_float(state.dy.first), dh[1] += device::to_float(state.dy.second);
-  }
-  if (s == state.begin && call.dh_n != nullptr) {
-    const Pair<T> dh_n = load_pair(call.dh_n + at, pair.wide, pair.both);
-    dh[0] += device::to_float(dh_n.first), dh[1] += device::to_float(dh_n.second);
   }
   float dz[4][2];
 #pragma unroll
@@ -137,8 +139,7 @@ DEVICE void backward_cells(const BackwardCall<Stored<Element>>& call, const Bloc
     dz[0][q] = exists ? d.i.value : 0.0f, dz[1][q] = exists ? d.f.value : 0.0f;
     dz[2][q] = exists ? d.g.value : 0.0f, dz[3][q] = exists ? d.o.value : 0.0f;
   }
-  T* const to =
-      call.dz[block.direction] + (first + block.first_row + row) * 4 * hidden + pair.unit;
+  T* const to = call.dz[block.direction] + (first + block.first_row + row) * 4 * hidden + pair.unit;
 #pragma unroll
   for (int gate = 0; gate < 4; ++gate) {
     put_pair<Element>(next_state, gate * kUnits + pair.unit, dz[gate][0], dz[gate][1]);
@@ -177,14 +178,14 @@ __global__ void __launch_bounds__(2 * kUnits, 1)
   Resident w_hh;
   w_hh.load(call.w_hh + int64_t{block.direction * kWarps + warp} * Resident::kDepth * 32,
             shared_hh + warp * Resident::kRest * 32, lane);
-  // Zeros past the end meet zero weights; in a row that has not begun they make its sums zero.
+  // Zeros past the end meet zero weights, and 0 * NaN is NaN.
   for (int i = thread; i < 2 * kRows * kPitch; i += Resident::kThreads) state[i] = 0;
 
   float db[4][2] = {};
   for (int s = 0; s <= block.steps; ++s) {
     __syncthreads();
     const int64_t third_first = block.first(s + 3);
-    float sums[4][kRowTiles][4] = {};
+    float sums[Resident::kSums][kRowTiles][4] = {};
     w_hh.multiply(sums, operand_address(state_of(s), kPitch, lane), kPitch);
 #pragma unroll
     for (int i = 0; i < 2 * kRowTiles; ++i) {
@@ -192,8 +193,9 @@ __global__ void __launch_bounds__(2 * kUnits, 1)
       float dh[2];
 #pragma unroll
       for (int q = 0; q < 2; ++q) {
-        const int at = 2 * q + e;
-        dh[q] = (sums[0][n][at] + sums[1][n][at]) + (sums[2][n][at] + sums[3][n][at]);
+        dh[q] = sums[0][n][2 * q + e];
+#pragma unroll
+        for (int k = 1; k < Resident::kSums; ++k) dh[q] += sums[k][n][2 * q + e];
       }
       backward_cells<Quick, Element, kUnits>(call, block, row, s, first, pair, dh, rows[n][e],
                                              state_of(s + 1) + row * kPitch, db);

@@ -119,8 +119,8 @@ DEVICE void load_c0(const ForwardCall<T>& call, const BlockRows& block, int row,
                     const UnitPair& pair, float (&c)[2]) {
   c[0] = c[1] = 0.0f;
   if (call.c0 == nullptr || row >= block.rows || !pair.exists) return;
-  const Pair<T> c0 = load_pair(call.c0 + block.state(row, call.hidden) + pair.unit, pair.wide,
-                               pair.both);
+  const Pair<T> c0 =
+      load_pair(call.c0 + block.state(row, call.hidden) + pair.unit, pair.wide, pair.both);
   c[0] = device::to_float(c0.first), c[1] = device::to_float(c0.second);
 }
 
@@ -137,8 +137,7 @@ DEVICE void forward_cells(const ForwardCall<Stored<Element>>& call, const BlockR
   if (call.input_depth == 0) {
 #pragma unroll
     for (int gate = 0; gate < 4; ++gate) {
-      const Pair<float> x =
-          load_pair(projected + gate * hidden + pair.unit, pair.wide, pair.both);
+      const Pair<float> x = load_pair(projected + gate * hidden + pair.unit, pair.wide, pair.both);
       z[gate][0] += x.first, z[gate][1] += x.second;
     }
   }
@@ -152,8 +151,8 @@ DEVICE void forward_cells(const ForwardCall<Stored<Element>>& call, const BlockR
     z[0][q] = gates.i.value, z[1][q] = gates.f.value;
     z[2][q] = gates.g.value, z[3][q] = gates.o.value;
   }
-  // Where H is odd, h of the unit past the end meets zero weights only.
-  put_pair<Element>(next_state, pair.unit, h[0], h[1]);
+  // The unit past the end meets zero weights only, but what it holds may not be finite.
+  put_pair<Element>(next_state, pair.unit, h[0], pair.both ? h[1] : 0.0f);
   T* const y = call.y + call.sequence.row_start(time, first, b, call.y_t, call.y_b) +
                block.direction * hidden + pair.unit;
   store_pair(y, h[0], h[1], call.wide_y, pair.both);
@@ -176,8 +175,7 @@ DEVICE void forward_cells(const ForwardCall<Stored<Element>>& call, const BlockR
 // ---- the tensor core kernel ---------------------------------------------------------------------
 
 template <class Element, int kUnits, int kRows>
-__global__ void __launch_bounds__(2 * kUnits, 1)
-    forward_kernel(ForwardCall<Stored<Element>> call) {
+__global__ void __launch_bounds__(2 * kUnits, 1) forward_kernel(ForwardCall<Stored<Element>> call) {
   using Resident = ResidentWeights<Element, kUnits, kRows, false>;
   constexpr int kWarps = Resident::kWarps, kRowTiles = Resident::kRowTiles;
   constexpr int kProjectedPitch = Resident::kProjectedPitch;

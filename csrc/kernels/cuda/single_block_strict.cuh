@@ -6,8 +6,9 @@
 // A warp has 16 units. Its lanes share the work on a row by splitting k, and each lane computes its
 // part of 16 sums:
 //
-//   forward:   lane = 8 a + s. Sums: gate j % 4 of unit 4a + j / 4, j = 0 ... 15. k: 4 (8 i + s) ...
-//   backward:  lane = s.       Sums: units j = 0 ... 15.                         k: 4 (32 i + s) ...
+//   forward:   lane = 8 a + s. Sums: gate j % 4 of unit 4a + j / 4, j = 0 ... 15. k: 4 (8 i + s)
+//   ... backward:  lane = s.       Sums: units j = 0 ... 15.                         k: 4 (32 i +
+//   s) ...
 //
 // each with its next three, i = 0, 1, ...: a lane reads state and weights four at a time. Then the
 // lanes add up their parts, halving what each of them holds with each exchange, until a lane has
@@ -67,22 +68,26 @@ struct StrictWeights {
         }
       }
     }
-    int left = kParts;
+    add_up<kParts, kLanes / 2>(parts, lane);
+  }
+
+  // Adds the parts of lanes up to kDistance apart. While a lane holds more than it has to end with,
+  // the lower one keeps the first half of them, and the upper one the second.
+  template <int kLeft, int kDistance>
+  static DEVICE void add_up(float (&parts)[kParts], int lane) {
+    if constexpr (kDistance > 0 && kLeft > kLeast) {
+      const bool upper = (lane & kDistance) != 0;
 #pragma unroll
-    for (int distance = kLanes / 2; distance >= 1; distance /= 2) {
-      const bool upper = (lane & distance) != 0;
-      if (left > kLeast) {  // the lower lane keeps the first half, the upper one the second
-        left /= 2;
-#pragma unroll
-        for (int i = 0; i < left; ++i) {
-          const float kept = upper ? parts[left + i] : parts[i];
-          const float sent = upper ? parts[i] : parts[left + i];
-          parts[i] = kept + __shfl_xor_sync(~0u, sent, distance);
-        }
-      } else {
-#pragma unroll
-        for (int i = 0; i < left; ++i) parts[i] += __shfl_xor_sync(~0u, parts[i], distance);
+      for (int i = 0; i < kLeft / 2; ++i) {
+        const float kept = upper ? parts[kLeft / 2 + i] : parts[i];
+        const float sent = upper ? parts[i] : parts[kLeft / 2 + i];
+        parts[i] = kept + __shfl_xor_sync(~0u, sent, kDistance);
       }
+      add_up<kLeft / 2, kDistance / 2>(parts, lane);
+    } else if constexpr (kDistance > 0) {
+#pragma unroll
+      for (int i = 0; i < kLeft; ++i) parts[i] += __shfl_xor_sync(~0u, parts[i], kDistance);
+      add_up<kLeft, kDistance / 2>(parts, lane);
     }
   }
 
@@ -109,8 +114,9 @@ __global__ void __launch_bounds__(2 * kUnits, 1) strict_forward_kernel(ForwardCa
   // Shared memory, in the order of Tiles::shared_bytes.
   const int pitch = Resident::kPitch + (call.input_depth + 7) / 8 * kTileWords;
   float4* const shared_hh = device::dynamic_shared<float4>();
-  float4* const w_ih = shared_hh + kWarps * Resident::kRest * 32;  // [I][kUnits], gates side by side
-  float4* const bias = w_ih + call.input_depth * kUnits;           // [kUnits]
+  float4* const w_ih =
+      shared_hh + kWarps * Resident::kRest * 32;          // [I][kUnits], gates side by side
+  float4* const bias = w_ih + call.input_depth * kUnits;  // [kUnits]
   uint32_t* const state = reinterpret_cast<uint32_t*>(bias + kUnits);
   float* const projected = reinterpret_cast<float*>(state + 2 * kRows * pitch);
   const auto state_of = [&](int s) { return state + (s & 1) * kRows * pitch; };

@@ -10,7 +10,8 @@
 //   backward:  dh[H, rows] = W_hh^T dz                 a warp has 16 units: 1 tile,  depth 4H
 //
 // Strict float32 has no tensor cores: there a tile is 4 weights of each lane (see
-// single_block_strict.cuh), and a block has fewer rows, since each costs multiplications of its own.
+// single_block_strict.cuh), and a block has fewer rows, since each costs multiplications of its
+// own.
 #pragma once
 
 #include <cstdint>
@@ -19,9 +20,9 @@ namespace fused_lstm {
 namespace cuda {
 namespace single_block {
 
-constexpr int kWarpUnits = 16;        // units of a warp
-constexpr int kTileWords = 8;         // depth of a tile: 32 bytes
-constexpr int kFragmentBytes = 512;   // of one A tile: 16 bytes for each lane of a warp
+constexpr int kWarpUnits = 16;       // units of a warp
+constexpr int kTileWords = 8;        // depth of a tile: 32 bytes
+constexpr int kFragmentBytes = 512;  // of one A tile: 16 bytes for each lane of a warp
 // Features of x that are read without a projection. Strict: each costs a read of shared memory.
 constexpr int most_direct_input(bool strict) { return strict ? 8 : 64; }
 
@@ -50,7 +51,7 @@ struct Tiles {
   }
   constexpr int other_registers() const {
     if (strict) return 80 + 18 * rows;
-    return backward ? 64 + (bytes == 2 ? 40 : 52) * row_tiles() : 56 + 28 * row_tiles();
+    return backward ? 68 + (bytes == 2 ? 40 : 52) * row_tiles() : 56 + 28 * row_tiles();
   }
   constexpr int depth_in_registers() const {
     const int room = (registers() - other_registers()) / (4 * warp_tiles());
@@ -59,8 +60,8 @@ struct Tiles {
   }
   constexpr int depth_in_shared() const { return depth() - depth_in_registers(); }
 
-  // Words from one batch row of h and x, or of dz, to the next: 4 more than a multiple of 8, so that
-  // 8 rows of 16 bytes lie in 32 different banks.
+  // Words from one batch row of h and x, or of dz, to the next: 4 more than a multiple of 8, so
+  // that 8 rows of 16 bytes lie in 32 different banks.
   constexpr int state_words() const { return (backward ? 4 : 1) * units * bytes / 4; }
   constexpr int pitch(int input_depth) const {
     return state_words() + (strict ? (input_depth + 7) / 8 : input_depth) * kTileWords + 4;

@@ -53,7 +53,8 @@ DEVICE uint32_t bits_of(float value) {
   memcpy(&bits, &value, 4);
   return bits;
 }
-// Word i of a lane in the strict order, see single_block_strict.cuh: depth is 16 (group of k) + sum.
+// Word i of a lane in the strict order, see single_block_strict.cuh: depth is 16 (group of k) +
+// sum.
 template <bool kBackward>
 DEVICE uint32_t strict_word(const PackCall<float>& call, int direction, int warp, int depth,
                             int lane, int i) {
@@ -110,8 +111,7 @@ DEVICE const uint32_t* operand_address(const uint32_t* rows, int pitch, int lane
 }
 
 // W_hh of one warp. Forward keeps a sum for each of its four tiles; backward has one tile and
-// spreads it over four sums, which the caller adds, so that a product need not wait for the one
-// before.
+// spreads it over several sums, which the caller adds: a product need not wait for the one before.
 template <class Element, int kUnits, int kRows, bool kBackward>
 struct ResidentWeights {
   static constexpr Tiles kTiles{kUnits, kRows, int(sizeof(Stored<Element>)), false, kBackward};
@@ -119,6 +119,7 @@ struct ResidentWeights {
   static constexpr int kHeld = kTiles.depth_in_registers(), kRest = kTiles.depth_in_shared();
   static constexpr int kWarps = kTiles.warps(), kThreads = kTiles.threads();
   static constexpr int kRowTiles = kTiles.row_tiles(), kPitch = kTiles.pitch(0);
+  static constexpr int kSums = kBackward ? 4 / kRowTiles : 4;
   static constexpr int kProjectedPitch = kTiles.projected_pitch();
 
   uint32_t held[kHeld > 0 ? kHeld : 1][kWarpTiles][4];
@@ -143,7 +144,7 @@ struct ResidentWeights {
   }
 
   // b: see operand_address.
-  DEVICE void multiply(float (&sums)[4][kRowTiles][4], const uint32_t* b, int pitch) {
+  DEVICE void multiply(float (&sums)[kSums][kRowTiles][4], const uint32_t* b, int pitch) {
 #pragma unroll
     for (int k2 = 0; k2 < kDepth; k2 += 2) {
       uint32_t fragments[kRowTiles][4];  // of two tiles
@@ -163,8 +164,8 @@ struct ResidentWeights {
           const uint32_t (&a)[4] = k < kHeld ? held[k < kHeld ? k : 0][tile] : loaded;
 #pragma unroll
           for (int n = 0; n < kRowTiles; ++n) {
-            multiply_add<Element>(sums[kBackward ? k % 4 : tile][n], a, fragments[n][2 * (k - k2)],
-                                  fragments[n][2 * (k - k2) + 1]);
+            multiply_add<Element>(sums[kBackward ? k % kSums : tile][n], a,
+                                  fragments[n][2 * (k - k2)], fragments[n][2 * (k - k2) + 1]);
           }
         }
       }
