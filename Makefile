@@ -1,5 +1,5 @@
 # make train    learn to read digits with the fused LSTM       ARGS="--order pixel --epochs 10"
-# make test     prove it: Python tests and native kernel tests  ARGS="-k scratch"
+# make test     prove it: Python, native and CUDA kernel tests  ARGS="-k scratch"
 # make bench    measure it against its peers                    ARGS="--quick"
 # make lint     formatting, lints, types                        make format   repairs what it can
 # make sanitize the native tests under ASan + UBSan and TSan    make wheel    dist/*.whl
@@ -37,20 +37,24 @@ PACKAGE_STAMP := $(VENV)/.stamp-package
 DEV_STAMP := $(VENV)/.stamp-dev
 BENCH_STAMP := $(VENV)/.stamp-bench
 
-.PHONY: help train test test-python test-native bench lint format sanitize wheel sdist clean \
-        distclean setup always cuda-build cuda-link
+.PHONY: help train test test-python test-native test-simt bench lint format sanitize wheel sdist \
+        clean distclean setup always cuda-build cuda-link
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile | sed '/^PYTHON/,$$d'
 
 train: $(PACKAGE_STAMP)
 	$(PY) -m fused_lstm.training --data-root "$(DATA_ROOT)" $(ARGS)
 
-test: test-native test-python
+test: test-native test-simt test-python
 test-python: $(DEV_STAMP)
 	DATA_ROOT="$(abspath $(DATA_ROOT))" $(PY) -m pytest $(ARGS)
 test-native:
 	+$(MAKE) --no-print-directory -C tests/native -j $(JOBS) all
 	+$(MAKE) --no-print-directory -C tests/native run
+test-simt:
+	+$(MAKE) --no-print-directory -C tests/simt -j $(JOBS) build
+	+$(MAKE) --no-print-directory -C tests/simt run ARGS=
+	+$(MAKE) --no-print-directory -C tests/simt mutants ARGS="--quick --jobs $(JOBS)"
 
 bench: $(BENCH_STAMP)
 	$(PY) benchmarks/run.py $(ARGS)

@@ -57,6 +57,7 @@ constexpr Field kFields[] = {
     {"back_par", &Case::back_par, kParallelNames, kParallelKinds, true},
     {"back_threads", &Case::back_threads, nullptr, 0, true},
     {"arch", &Case::arch, nullptr, 0, true},
+    {"sms", &Case::sms, nullptr, 0, true},
     {"math", &Case::math, nullptr, 0, true},
     {"family", &Case::family, nullptr, 0, true},
     {"back_family", &Case::back_family, nullptr, 0, true},

@@ -60,7 +60,7 @@ struct Case {
   int64_t back_par = 0, back_threads = 1;  // how backward runs
   // How CUDA kernels run (tests/simt): the device, Math, the family (0: the plan's choice, 1 + k:
   // family k is forced) and the seed of the scheduler.
-  int64_t arch = 90, math = 0, family = 0, back_family = 0, schedule = 1;
+  int64_t arch = 90, sms = 132, math = 0, family = 0, back_family = 0, schedule = 1;
 };
 
 constexpr int kGradients = 11;

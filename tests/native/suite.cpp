@@ -52,8 +52,11 @@ Suite::Suite(int argc, char** argv, const char* name, bool (*isa_runs_here)(fuse
       isa = value;
     } else if (flag == "--seconds") {
       seconds_ = std::atoll(value.c_str());
+    } else if (flag == "--first") {
+      first_ = std::atoll(value.c_str());
     } else {
-      std::fprintf(stderr, "%s: expected --case, --random, --seed, --isa or --seconds, got %s\n",
+      std::fprintf(stderr,
+                   "%s: expected --case, --random, --seed, --isa, --seconds or --first, got %s\n",
                    name, argv[k]);
       std::exit(2);
     }
@@ -125,6 +128,7 @@ void Suite::end() {
     if (++failed_ <= static_cast<int64_t>(kPrinted)) {
       std::printf("FAIL %s --case \"%s\":%s\n", name_, current_.c_str(), complaints_.c_str());
     }
+    if (first_ != 0) std::exit(finish());
   } else if (is_unsupported_) {
     ++unsupported_;
   } else {

@@ -10,8 +10,8 @@
 
 class Suite {
  public:
-  // Reads --case "...", --random N, --seed S, --isa NAME, --seconds N (a
-  // case that takes longer hangs); arms the watchdog for crashes and hangs.
+  // Reads --case "...", --random N, --seed S, --isa NAME, --seconds N (a case that takes longer
+  // hangs), --first 1 (the first failure ends it); arms the watchdog for crashes and hangs.
   // isa_runs_here: null where no CPU kernel is tested (tests/simt).
   Suite(int argc, char** argv, const char* name,
         bool (*isa_runs_here)(fused_lstm::Isa) = fused_lstm::cpu::isa_runs_here);
@@ -48,7 +48,7 @@ class Suite {
   std::string case_text_;
   std::vector<int64_t> isas_;
   std::vector<std::string> notes_;
-  int64_t random_ = -1, seed_ = 1, seconds_ = 60;
+  int64_t random_ = -1, seed_ = 1, seconds_ = 60, first_ = 0;
   int64_t passed_ = 0, failed_ = 0, unsupported_ = 0;
   std::string current_, complaints_;
   bool is_unsupported_ = false;

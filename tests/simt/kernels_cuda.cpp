@@ -65,7 +65,7 @@ Status run(const Case& c, const Problem& p, Call call) {
 cuda::Launch make_launch(const Case& c, bool backward) {
   cuda::Launch launch;
   launch.device.arch = static_cast<int32_t>(c.arch);
-  launch.device.sms = 132;
+  launch.device.sms = static_cast<int32_t>(c.sms);
   launch.device.shared_per_block = static_cast<int64_t>(simt::options.shared_limit);
   launch.device.shared_per_sm = launch.device.shared_per_block + 1024;
   launch.blas.multiply = multiply;

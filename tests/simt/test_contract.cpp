@@ -5,6 +5,7 @@
 
 #include "blas.h"
 #include "kernels_cuda.h"
+#include "pointwise.cuh"
 #include "run.h"
 #include "suite.h"
 
@@ -17,7 +18,7 @@ using fused_lstm::Status;
 using fused_lstm::cuda::Launch;
 namespace cuda = fused_lstm::cuda;
 
-const char* const kCase = "T=3 B=4 I=2 H=5 dtype=float32 packed=1";
+const char* const kCase = "T=3 B=4 I=2 H=5 dtype=float32 packed=1 family=1 back_family=1";
 
 // One call with everything in place, for a test to spoil.
 struct Call {
@@ -93,6 +94,20 @@ void check_refused(Suite& suite, const std::string& what, Status want, Spoil spo
   suite.end();
 }
 
+// Sequences too long for a grid of 65535 blocks take several sweeps; here every grid is too small.
+void check_sweeps(Suite& suite) {
+  suite.begin("a grid smaller than its work");
+  const int64_t rows = 37, columns = 300;
+  std::vector<float> from(rows * columns), to(rows * columns, -1.0f);
+  for (size_t k = 0; k < from.size(); ++k) from[k] = static_cast<float>(k);
+  const cuda::CopyBlocks<float> copy = {1, rows, columns, from.data(), 0, columns, to.data(), 0};
+  Launch launch;
+  cuda::Queue queue(launch, fused_lstm::DType::kFloat32);
+  queue.run(cuda::copy_blocks_kernel<float>, cuda::cover(rows, columns, 2), copy);
+  suite.expect(from == to, "some elements are missing");
+  suite.end();
+}
+
 bool refuse(void*, const cuda::Product&) { return false; }
 
 void check_statuses(Suite& suite) {
@@ -130,9 +145,9 @@ void check_statuses(Suite& suite) {
     static const int64_t sizes[] = {3, 2, 1};
     c.problem.batch_sizes = sizes;
   });
-  check_refused(suite, "strict float32 in one block is forced", unsupported, [](Call& c) {
-    c.launch.forced = true;
+  check_refused(suite, "one block on sm_75 is forced", unsupported, [](Call& c) {
     c.launch.family = cuda::Family::kSingleBlock;
+    c.launch.device.arch = 75;
   });
   check_refused(suite, "the BLAS refuses", Status::kLaunchFailed,
                 [](Call& c) { c.launch.blas.multiply = refuse; });
@@ -143,6 +158,7 @@ void check_statuses(Suite& suite) {
 int main(int argc, char** argv) {
   Suite suite(argc, argv, "test_contract", nullptr);
   check_statuses(suite);
+  check_sweeps(suite);
   {
     suite.begin("a workspace one byte too small");
     Call call(kCase);

@@ -193,7 +193,8 @@ DEVICE uint32_t to_tf32(float value) {  // nearest, ties away from zero
   uint32_t bits;
 #if !defined(__CUDACC__)
   memcpy(&bits, &value, 4);
-  bits = (bits + 0x1000u) & ~0x1fffu;
+  const bool is_nan = (bits & 0x7fffffffu) > 0x7f800000u;
+  bits = is_nan ? bits : (bits + 0x1000u) & ~0x1fffu;  // a carry may not run through a NaN
 #elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
   bits = __float_as_uint(value);
 #else

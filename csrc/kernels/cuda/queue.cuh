@@ -72,15 +72,15 @@ class Queue {
 
 // Blocks that cover [rows, columns], neighbouring threads on neighbouring columns, for kernels that
 // use for_each_element: a grid has at most 65535 blocks in y.
-inline device::Launch cover(int64_t rows, int64_t columns) {
-  constexpr int64_t kThreads = 256, kMostColumns = 128, kMostBlocks = 65535;
+inline device::Launch cover(int64_t rows, int64_t columns, int64_t most_blocks = 65535) {
+  constexpr int64_t kThreads = 256, kMostColumns = 128;
   const int64_t x = columns < kMostColumns ? (columns + 31) / 32 * 32 : kMostColumns;
   const int64_t y = kThreads / x;
   const int64_t blocks_x = (columns + x - 1) / x, blocks_y = (rows + y - 1) / y;
   device::Launch how;
   how.block = dim3(static_cast<unsigned>(x), static_cast<unsigned>(y));
-  how.grid = dim3(static_cast<unsigned>(blocks_x < kMostBlocks ? blocks_x : kMostBlocks),
-                  static_cast<unsigned>(blocks_y < kMostBlocks ? blocks_y : kMostBlocks));
+  how.grid = dim3(static_cast<unsigned>(blocks_x < most_blocks ? blocks_x : most_blocks),
+                  static_cast<unsigned>(blocks_y < most_blocks ? blocks_y : most_blocks));
   return how;
 }
 

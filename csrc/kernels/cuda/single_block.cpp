@@ -2,6 +2,7 @@
 #include "single_block.h"
 
 #include <cstdio>
+#include <initializer_list>
 
 #include "steps.h"
 
@@ -11,20 +12,27 @@ namespace single_block {
 
 namespace {
 
-// Registers per multiprocessor are 65536 on every device that has the instructions; Tiles counts on
-// them. What differs is shared memory.
+// Every device from here on has 65536 registers per multiprocessor, which Tiles counts on. What
+// differs is shared memory.
 constexpr int32_t kOldestArch = 80;
 
 const char* refusal(const Problem& p, const Launch& launch) {
-  if (p.dtype == DType::kFloat64) return "float64 has no tensor cores";
-  if (p.dtype == DType::kFloat32 && launch.math != Math::kTf32) {
-    return "strict float32 has no single-block kernel";
-  }
+  if (p.dtype == DType::kFloat64) return "float64 does not fit";
   if (launch.device.arch < kOldestArch) return "needs sm_80";
   if (p.weights[0].w_hr != nullptr || p.P != p.H) return "h is projected";
   if (p.H > kMostUnits) return "H is too large";
+  if (launch.device.sms < 1) return "the device has no multiprocessors";
   if (p.T > INT32_MAX || p.B > INT32_MAX || p.I > INT32_MAX) return "a size needs 64 bits";
   return nullptr;
+}
+
+// Cycles of one step, by a model; only the ratio between two row counts matters. What a step waits
+// for whatever the rows, and what each tile of rows adds: cells, and either tensor core work or, in
+// strict float32, 4 H^2 multiplications on 128 lanes.
+int64_t step_cycles(const Tiles& tiles) {
+  constexpr int64_t kWait = 600, kRowTile = 900;
+  if (!tiles.strict) return kWait + kRowTile * tiles.row_tiles();
+  return kWait + int64_t{4} * tiles.units * tiles.units * tiles.rows / 128;
 }
 
 }  // namespace
@@ -35,20 +43,30 @@ Plan plan(const Problem& p, bool backward, const Launch& launch) {
   if (result.refusal != nullptr) return result;
   result.refusal = "H needs more shared memory than this device gives to a block";
   const int bytes = static_cast<int>(element_bytes(p.dtype));
-  Tiles tiles = {0, 8, bytes, backward};
+  const bool strict = p.dtype == DType::kFloat32 && launch.math == Math::kStrict;
+  Tiles tiles = {0, 0, bytes, strict, backward};
   for (const int units : kUnits) {
     if (tiles.units < p.H) tiles.units = units;
   }
-  const int direct = backward || p.I > kMostDirectInput ? 0 : input_depth(p.I, bytes);
-  const auto use = [&](int rows, int depth) {
+  const bool reads_x = !backward && p.I <= most_direct_input(strict);
+  const int direct = reads_x ? input_depth(p.I, bytes, strict) : 0;
+  int64_t least = 0;
+  const auto consider = [&](int rows, int depth) {
     tiles.rows = rows;
     const int64_t shared = tiles.shared_bytes(depth);
     if (!is_built(tiles) || shared > launch.device.shared_per_block) return false;
-    result = {nullptr, tiles, depth, (p.B + rows - 1) / rows, shared};
+    const int64_t blocks = (p.B + rows - 1) / rows;
+    const int64_t waves = (blocks * p.D + launch.device.sms - 1) / launch.device.sms;
+    const int64_t cost = waves * step_cycles(tiles);
+    if (result.refusal != nullptr || cost < least) {
+      least = cost;
+      result = {nullptr, tiles, depth, blocks, shared};
+    }
     return true;
   };
-  use(8, direct) || use(8, 0);
-  if (result.blocks * p.D > launch.device.sms) use(16, direct) || use(16, 0);
+  for (const int rows : {few_rows(strict), many_rows(strict)}) {
+    consider(rows, direct) || consider(rows, 0);
+  }
   return result;
 }
 
@@ -106,7 +124,8 @@ ForwardScratch forward_scratch(const Problem& p, const Plan& plan, void* base) {
   pieces.take(scratch.lengths, p.B * int64_t{sizeof(int32_t)}, packed);
   pieces.take(scratch.offsets, p.T * int64_t{sizeof(int64_t)}, packed);
   pieces.take(scratch.w_hh, packed_bytes(p, plan.tiles, plan.tiles.depth()));
-  pieces.take(scratch.w_ih, packed_bytes(p, plan.tiles, plan.input_depth), direct);
+  pieces.take(scratch.w_ih, packed_bytes(p, plan.tiles, plan.input_depth),
+              direct && !plan.tiles.strict);
   pieces.take(scratch.projected, p.D * rows * 4 * p.H * int64_t{sizeof(float)}, !direct);
   pieces.take(scratch.x, rows * p.I * stored, !direct && !rows_of_x_are_uniform(p));
   scratch.bytes = pieces.bytes();

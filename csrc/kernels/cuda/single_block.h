@@ -1,6 +1,7 @@
 // The single-block family: one block holds all of W_hh in registers and shared memory and takes its
 // batch rows through the whole sequence; grid = groups of rows x directions, one launch, nothing
-// between blocks. For H up to what a multiprocessor holds: bfloat16, float16 and float32 as TF32.
+// between blocks. For H up to what a multiprocessor holds: bfloat16, float16 and float32 as TF32 on
+// tensor cores, strict float32 without.
 //
 // Forward:   pack weights | x W_ih^T for all steps, where x is not read directly | recurrence
 // Backward:  pack W_hh^T | recurrence -> dz [N, 4H] | dW_ih, dW_hh, dx as products over all rows
@@ -19,7 +20,7 @@ namespace single_block {
 struct Plan {
   const char* refusal = nullptr;  // null: it fits
   Tiles tiles;
-  int32_t input_depth = 0;  // forward: tiles of x read directly; 0: x comes projected
+  int32_t input_depth = 0;  // forward: of x read directly, see Tiles; 0: x comes projected
   int64_t blocks = 0;       // groups of rows, per direction
   int64_t shared_bytes = 0;
 };

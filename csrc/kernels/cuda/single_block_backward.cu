@@ -1,7 +1,7 @@
 // Backward of the single-block family: what is queued for one call.
 #include "pointwise.cuh"
-#include "single_block_backward.cuh"
 #include "single_block_sequence.cuh"
+#include "single_block_strict.cuh"
 #include "steps.h"
 
 namespace fused_lstm {
@@ -77,7 +77,8 @@ template <class Element>
 void queue_recurrence(Queue& queue, const Problem& p, const Gradients& gradients, const Plan& plan,
                       const BackwardScratch& scratch, const Sequence& sequence) {
   using T = Stored<Element>;
-  queue_pack<Element, true>(queue, p, false, plan.tiles.units, plan.tiles.depth(), scratch.w_hh);
+  const Tiles& tiles = plan.tiles;
+  queue_pack<Element, true>(queue, p, false, tiles, tiles.depth(), scratch.w_hh);
   BackwardCall<T> call = {};
   call.sequence = sequence;
   call.hidden = static_cast<int32_t>(p.H);
@@ -99,13 +100,17 @@ void queue_recurrence(Queue& queue, const Problem& p, const Gradients& gradients
     call.cells[d] = reinterpret_cast<const float*>(base + reserve.cells[d]);
     call.dz[d] = static_cast<T*>(scratch.dz) + d * row_count(p) * 4 * p.H;
   }
-  with_tiles<Element, true>(plan.tiles, [&](auto units, auto block_rows) {
+  with_tiles<Element, true>(tiles, [&](auto units, auto block_rows) {
+    constexpr int kUnits = decltype(units)::value, kRows = decltype(block_rows)::value;
     device::Launch how;
     how.grid = dim3(static_cast<unsigned>(plan.blocks), static_cast<unsigned>(p.D));
-    how.block = dim3(static_cast<unsigned>(plan.tiles.threads()));
+    how.block = dim3(static_cast<unsigned>(tiles.threads()));
     how.shared = static_cast<size_t>(plan.shared_bytes);
-    queue.run(backward_kernel<Element, decltype(units)::value, decltype(block_rows)::value>, how,
-              call);
+    if constexpr (std::is_same_v<Element, float>) {
+      queue.run(strict_backward_kernel<kUnits, kRows>, how, call);
+    } else {
+      queue.run(backward_kernel<Element, kUnits, kRows>, how, call);
+    }
   });
 }
 
@@ -172,7 +177,7 @@ Status backward(const Problem& problem, const Gradients& gradients, void* worksp
   const BackwardScratch scratch = backward_scratch(problem, gradients, chosen, workspace);
   Queue queue(launch, problem.dtype);
   const Sequence sequence = queue_sequence(queue, problem, scratch.lengths, scratch.offsets);
-  with_element(problem.dtype, [&](auto element) {
+  with_element(problem.dtype, chosen.tiles, [&](auto element) {
     queue_recurrence<decltype(element)>(queue, problem, gradients, chosen, scratch, sequence);
     queue_weight_gradients<Stored<decltype(element)>>(queue, problem, gradients, chosen, scratch,
                                                       sequence);

@@ -1,7 +1,7 @@
 // Forward of the single-block family: what is queued for one call.
 #include "pointwise.cuh"
-#include "single_block_forward.cuh"
 #include "single_block_sequence.cuh"
+#include "single_block_strict.cuh"
 #include "steps.h"
 
 namespace fused_lstm {
@@ -36,11 +36,12 @@ void queue_forward(Queue& queue, const Problem& p, const Outputs& outputs, const
   const bool packed = p.batch_sizes != nullptr;
   ForwardCall<T> call = {};
   call.sequence = queue_sequence(queue, p, scratch.lengths, scratch.offsets);
-  queue_pack<Element, false>(queue, p, false, plan.tiles.units, plan.tiles.depth(), scratch.w_hh);
-  if (plan.input_depth > 0) {
-    queue_pack<Element, false>(queue, p, true, plan.tiles.units, plan.input_depth, scratch.w_ih);
-  } else {
+  const Tiles& tiles = plan.tiles;
+  queue_pack<Element, false>(queue, p, false, tiles, tiles.depth(), scratch.w_hh);
+  if (plan.input_depth == 0) {
     queue_projection<T>(queue, p, scratch);
+  } else if (!tiles.strict) {
+    queue_pack<Element, false>(queue, p, true, tiles, plan.input_depth, scratch.w_ih);
   }
   call.inputs = static_cast<int32_t>(p.I);
   call.hidden = static_cast<int32_t>(p.H);
@@ -61,6 +62,7 @@ void queue_forward(Queue& queue, const Problem& p, const Outputs& outputs, const
   const ReserveLayout reserve = reserve_layout(p);
   for (int32_t d = 0; d < p.D; ++d) {
     call.projected[d] = scratch.projected + d * rows * 4 * p.H;
+    call.w_ih_rows[d] = static_cast<const T*>(p.weights[d].w_ih);
     call.b_ih[d] = static_cast<const T*>(p.weights[d].b_ih);
     call.b_hh[d] = static_cast<const T*>(p.weights[d].b_hh);
     if (outputs.reserve == nullptr) continue;
@@ -68,13 +70,17 @@ void queue_forward(Queue& queue, const Problem& p, const Outputs& outputs, const
     call.gates[d] = reinterpret_cast<T*>(base + reserve.gates[d]);
     call.cells[d] = reinterpret_cast<float*>(base + reserve.cells[d]);
   }
-  with_tiles<Element, false>(plan.tiles, [&](auto units, auto block_rows) {
+  with_tiles<Element, false>(tiles, [&](auto units, auto block_rows) {
+    constexpr int kUnits = decltype(units)::value, kRows = decltype(block_rows)::value;
     device::Launch how;
     how.grid = dim3(static_cast<unsigned>(plan.blocks), static_cast<unsigned>(p.D));
-    how.block = dim3(static_cast<unsigned>(plan.tiles.threads()));
+    how.block = dim3(static_cast<unsigned>(tiles.threads()));
     how.shared = static_cast<size_t>(plan.shared_bytes);
-    queue.run(forward_kernel<Element, decltype(units)::value, decltype(block_rows)::value>, how,
-              call);
+    if constexpr (std::is_same_v<Element, float>) {
+      queue.run(strict_forward_kernel<kUnits, kRows>, how, call);
+    } else {
+      queue.run(forward_kernel<Element, kUnits, kRows>, how, call);
+    }
   });
 }
 
@@ -86,7 +92,7 @@ Status forward(const Problem& problem, const Outputs& outputs, void* workspace,
   if (chosen.refusal != nullptr) return Status::kUnsupported;
   const ForwardScratch scratch = forward_scratch(problem, chosen, workspace);
   Queue queue(launch, problem.dtype);
-  with_element(problem.dtype, [&](auto element) {
+  with_element(problem.dtype, chosen.tiles, [&](auto element) {
     queue_forward<decltype(element)>(queue, problem, outputs, chosen, scratch);
   });
   return queue.status();

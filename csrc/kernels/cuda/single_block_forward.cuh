@@ -7,10 +7,12 @@
 //
 // All rows of a block are at the same time t; a packed row that is over, or whose reverse direction
 // has not begun, sits the step out and keeps its state.
+//
+// Here are the tensor core kernel and what it shares with the strict one.
 #pragma once
 
 #include "activation.cuh"
-#include "single_block_operand.cuh"
+#include "single_block_weights.cuh"
 
 namespace fused_lstm {
 namespace cuda {
@@ -21,11 +23,12 @@ template <class T>
 struct ForwardCall {
   Sequence sequence;
   int32_t inputs, hidden;
-  int32_t input_depth;  // tiles of x and W_ih; 0: x comes projected
+  int32_t input_depth;  // see Tiles; 0: x comes projected
   const T* x;
   int64_t x_t, x_b;
   const float* projected[2];   // ? [N, 4H] x W_ih^T
-  const uint4 *w_hh, *w_ih;    // in fragment order; w_ih ?
+  const uint4 *w_hh, *w_ih;    // in fragment order; w_ih ?, and not used by the strict kernel
+  const T* w_ih_rows[2];       // [4H, I]
   const T *b_ih[2], *b_hh[2];  // ? [4H]
   const T *h0, *c0;            // ? [D, B, H]
   T* y;
@@ -43,26 +46,24 @@ template <class Element, int kUnits, int kRows>
 struct StepInput {
   using T = Stored<Element>;
   static constexpr int kWarps = kUnits / kWarpUnits, kRowsOfWarp = (kRows + kWarps - 1) / kWarps;
-  T x[kRowsOfWarp][2];
+  T x[kRowsOfWarp][2] = {};
 
-  // active(row): the row takes part in this step. first: of Sequence, for this step.
-  template <class Active>
-  DEVICE void fetch(const ForwardCall<T>& call, int first_row, int time, int64_t first,
-                    float* projected, int pitch, const Active& active) {
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  // first: see Sequence, of step s. projected: where the rows of that step go.
+  DEVICE void fetch(const ForwardCall<T>& call, const BlockRows& block, int s, int64_t first,
+                    float* projected, int pitch) {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, time = block.time(s);
 #pragma unroll
     for (int r = 0; r < kRowsOfWarp; ++r) {
-      const int row = warp + r * kWarps;
-      if (row >= kRows || !active(row)) continue;
+      const int row = warp + r * kWarps, b = block.first_row + row;
+      if (row >= kRows || time >= block.length(row)) continue;
       if (call.input_depth == 0) {
-        const int64_t width = 4 * call.hidden;
-        const float* from = call.projected[blockIdx.y] + (first + first_row + row) * width;
+        const float* from =
+            call.projected[block.direction] + (first + b) * int64_t{4} * call.hidden;
         for (int i = lane; i < call.hidden; i += 32) {
           device::cp_async<16>(projected + row * pitch + 4 * i, from + 4 * i);
         }
       } else {
-        const T* from =
-            call.x + call.sequence.row_start(time, first, first_row + row, call.x_t, call.x_b);
+        const T* from = call.x + call.sequence.row_start(time, first, b, call.x_t, call.x_b);
         if (lane < call.inputs) x[r][0] = from[lane];
         if (lane + 32 < call.inputs) x[r][1] = from[lane + 32];
       }
@@ -70,53 +71,119 @@ struct StepInput {
     device::cp_async_commit();
   }
 
-  // Behind h in the operand's rows. Rows that were not fetched hold something finite or not: a row
-  // meets no other, and nobody looks at this one.
-  DEVICE void put_x(const ForwardCall<T>& call, uint32_t* operand, int pitch) const {
+  // Behind h in the rows of the state. What rows that were not fetched hold does not matter: no row
+  // meets another, and they sit out.
+  DEVICE void put_x(const ForwardCall<T>& call, uint32_t* state, int pitch) const {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     if (call.input_depth == 0) return;
 #pragma unroll
     for (int r = 0; r < kRowsOfWarp; ++r) {
       const int row = warp + r * kWarps;
       if (row >= kRows) continue;
-      uint32_t* const to = operand + row * pitch;
+      uint32_t* const to = state + row * pitch;
       if (lane < call.inputs) put<Element>(to, kUnits + lane, device::to_float(x[r][0]));
       if (lane + 32 < call.inputs) put<Element>(to, kUnits + lane + 32, device::to_float(x[r][1]));
     }
   }
 };
 
-// The gates of two neighbouring units before their activations, [gate][unit].
-DEVICE void add_projected(float (&z)[4][2], const float* row, int hidden, bool wide, bool both) {
-#pragma unroll
-  for (int gate = 0; gate < 4; ++gate) {
-    const Pair<float> pair = load_pair(row + gate * hidden, wide, both);
-    z[gate][0] += pair.first;
-    z[gate][1] += pair.second;
+// Bias and the state before the first step, twice [rows][pitch] words, by all threads of a block.
+template <class Element, int kUnits, int kRows>
+DEVICE void begin_block(const ForwardCall<Stored<Element>>& call, const BlockRows& block,
+                        float4* bias, uint32_t* state, int pitch) {
+  using T = Stored<Element>;
+  const int thread = threadIdx.x, threads = 2 * kUnits, hidden = call.hidden;
+  const T *b_ih = call.b_ih[block.direction], *b_hh = call.b_hh[block.direction];
+  for (int i = thread; i < 4 * kUnits; i += threads) {
+    const int unit = i / 4, at = i % 4 * hidden + unit;
+    float sum = 0.0f;
+    if (unit < hidden && b_ih != nullptr) sum += device::to_float(b_ih[at]);
+    if (unit < hidden && b_hh != nullptr) sum += device::to_float(b_hh[at]);
+    reinterpret_cast<float*>(bias)[i] = sum;
+  }
+  // Padding is zero for good: its weights are, and 0 * NaN is NaN.
+  for (int i = thread; i < 2 * kRows * pitch; i += threads) state[i] = 0;
+  __syncthreads();
+  // h0 goes into both buffers: who knows in which a row finds it that joins later.
+  for (int row = thread / 32; call.h0 != nullptr && row < block.rows; row += threads / 32) {
+    for (int k = thread % 32; k < hidden; k += 32) {
+      const float h0 = device::to_float(call.h0[block.state(row, hidden) + k]);
+      put<Element>(state + row * pitch, k, h0);
+      put<Element>(state + (kRows + row) * pitch, k, h0);
+    }
   }
 }
 
-template <class Element, int kUnits, int kRows>
-__global__ void __launch_bounds__(
-    (Tiles{kUnits, kRows, int(sizeof(Stored<Element>)), false}.threads()), 1)
-    forward_kernel(ForwardCall<Stored<Element>> call) {
+template <class T>
+DEVICE void load_c0(const ForwardCall<T>& call, const BlockRows& block, int row,
+                    const UnitPair& pair, float (&c)[2]) {
+  c[0] = c[1] = 0.0f;
+  if (call.c0 == nullptr || row >= block.rows || !pair.exists) return;
+  const Pair<T> c0 =
+      load_pair(call.c0 + block.state(row, call.hidden) + pair.unit, pair.wide, pair.both);
+  c[0] = device::to_float(c0.first), c[1] = device::to_float(c0.second);
+}
+
+// The cells of a pair of units in one row: z [gate][unit] before activation, bias and x included
+// unless x comes projected; projected: the row's. h goes into the row of the next state, y, and
+// h_n when this is the row's last step.
+template <class Number, class Element>
+DEVICE void forward_cells(const ForwardCall<Stored<Element>>& call, const BlockRows& block, int row,
+                          int length, int time, int64_t first, const UnitPair& pair,
+                          float (&z)[4][2], const float* projected, float (&c)[2],
+                          uint32_t* next_state) {
   using T = Stored<Element>;
+  const int hidden = call.hidden, b = block.first_row + row;
+  if (call.input_depth == 0) {
+#pragma unroll
+    for (int gate = 0; gate < 4; ++gate) {
+      const Pair<float> x = load_pair(projected + gate * hidden + pair.unit, pair.wide, pair.both);
+      z[gate][0] += x.first, z[gate][1] += x.second;
+    }
+  }
+  float h[2];
+#pragma unroll
+  for (int q = 0; q < 2; ++q) {
+    Gates<Number> gates = {{z[0][q]}, {z[1][q]}, {z[2][q]}, {z[3][q]}};
+    Number new_c, new_h;
+    cell_forward(gates, Number{c[q]}, new_c, new_h);
+    c[q] = new_c.value, h[q] = new_h.value;
+    z[0][q] = gates.i.value, z[1][q] = gates.f.value;
+    z[2][q] = gates.g.value, z[3][q] = gates.o.value;
+  }
+  // The unit past the end meets zero weights only, but what it holds may not be finite.
+  put_pair<Element>(next_state, pair.unit, h[0], pair.both ? h[1] : 0.0f);
+  T* const y = call.y + call.sequence.row_start(time, first, b, call.y_t, call.y_b) +
+               block.direction * hidden + pair.unit;
+  store_pair(y, h[0], h[1], call.wide_y, pair.both);
+  if (call.gates[0] != nullptr) {
+    T* const gates = call.gates[block.direction] + (first + b) * 4 * hidden + pair.unit;
+#pragma unroll
+    for (int gate = 0; gate < 4; ++gate) {
+      store_pair(gates + gate * hidden, z[gate][0], z[gate][1], pair.wide, pair.both);
+    }
+    store_pair(call.cells[block.direction] + (first + b) * hidden + pair.unit, c[0], c[1],
+               pair.wide, pair.both);
+  }
+  if (time == (block.reverse() ? 0 : length - 1)) {
+    const int64_t at = block.state(row, hidden) + pair.unit;
+    store_pair(call.h_n + at, h[0], h[1], pair.wide, pair.both);
+    store_pair(call.c_n + at, c[0], c[1], pair.wide, pair.both);
+  }
+}
+
+// ---- the tensor core kernel ---------------------------------------------------------------------
+
+template <class Element, int kUnits, int kRows>
+__global__ void __launch_bounds__(2 * kUnits, 1) forward_kernel(ForwardCall<Stored<Element>> call) {
   using Resident = ResidentWeights<Element, kUnits, kRows, false>;
   constexpr int kWarps = Resident::kWarps, kRowTiles = Resident::kRowTiles;
   constexpr int kProjectedPitch = Resident::kProjectedPitch;
 
-  const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
-  const int g = lane / 4, t = lane % 4, unit = warp * kWarpUnits + 2 * g;
-  const int hidden = call.hidden, direction = blockIdx.y, row_of_warp = direction * kWarps + warp;
-  const bool reverse = direction == 1, wide = hidden % 2 == 0, both = unit + 1 < hidden;
-  const Sequence& sequence = call.sequence;
-  const int first_row = int(blockIdx.x) * kRows;
-  const int left = sequence.batch - first_row, rows = left < kRows ? left : kRows;
-  const int steps = sequence.length(first_row);  // of the block's longest row
-  const auto time_of = [&](int s) { return reverse ? steps - 1 - s : s; };
-  const auto first_of = [&](int s) { return s < steps ? sequence.first(time_of(s)) : 0; };
-  const auto length_of = [&](int row) { return row < rows ? sequence.length(first_row + row) : 0; };
-  const int64_t state = (int64_t{direction} * sequence.batch + first_row) * hidden;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  const BlockRows block(call.sequence, kRows, false);
+  const UnitPair pair(warp * kWarpUnits + 2 * g, call.hidden);
+  const int steps = block.steps, warp_of_all = block.direction * kWarps + warp;
 
   // Shared memory, in the order of Tiles::shared_bytes.
   const int pitch = Resident::kPitch + call.input_depth * kTileWords;
@@ -124,76 +191,45 @@ __global__ void __launch_bounds__(
   uint4* const shared_ih = shared_hh + kWarps * Resident::kRest * 4 * 32;
   float4* const bias =  // [kUnits], gates side by side
       reinterpret_cast<float4*>(shared_ih + kWarps * call.input_depth * 4 * 32);
-  uint32_t* const operands = reinterpret_cast<uint32_t*>(bias + kUnits);
-  float* const projected = reinterpret_cast<float*>(operands + 2 * kRows * pitch);
-  const auto operand_of = [&](int s) { return operands + (s & 1) * kRows * pitch; };
+  uint32_t* const state = reinterpret_cast<uint32_t*>(bias + kUnits);
+  float* const projected = reinterpret_cast<float*>(state + 2 * kRows * pitch);
+  const auto state_of = [&](int s) { return state + (s & 1) * kRows * pitch; };
   const auto projected_of = [&](int s) { return projected + (s & 1) * kRows * kProjectedPitch; };
 
   StepInput<Element, kUnits, kRows> input;
-  const auto fetch = [&](int s, int64_t first) {
-    const int time = time_of(s);
-    input.fetch(call, first_row, time, first, projected_of(s), kProjectedPitch,
-                [&](int row) { return time < length_of(row); });
-  };
-  fetch(0, first_of(0));
-
+  int64_t first = block.first(0), next_first = block.first(1);
+  input.fetch(call, block, 0, first, projected_of(0), kProjectedPitch);
   Resident w_hh;
-  w_hh.load(call.w_hh + int64_t{row_of_warp} * Resident::kDepth * 4 * 32,
+  w_hh.load(call.w_hh + int64_t{warp_of_all} * Resident::kDepth * 4 * 32,
             shared_hh + warp * Resident::kRest * 4 * 32, lane);
   uint4* const w_ih = shared_ih + warp * call.input_depth * 4 * 32 + lane;  // each lane its own
   for (int i = 0; i < call.input_depth * 4; ++i) {
-    w_ih[i * 32] = call.w_ih[(int64_t{row_of_warp} * call.input_depth * 4 + i) * 32 + lane];
+    w_ih[i * 32] = call.w_ih[(int64_t{warp_of_all} * call.input_depth * 4 + i) * 32 + lane];
   }
+  begin_block<Element, kUnits, kRows>(call, block, bias, state, pitch);
+  input.put_x(call, state, pitch);
 
-  float c[kRowTiles][2][2];
+  float c[kRowTiles][2][2];  // of rows 8n + 2t + e
   int length[kRowTiles][2];
 #pragma unroll
-  for (int e = 0; e < 2; ++e) {
-#pragma unroll
-    for (int n = 0; n < kRowTiles; ++n) {
-      const int row = 8 * n + 2 * t + e;
-      length[n][e] = length_of(row);
-#pragma unroll
-      for (int q = 0; q < 2; ++q) {
-        const bool given = call.c0 != nullptr && row < rows && unit + q < hidden;
-        c[n][e][q] =
-            given ? device::to_float(call.c0[state + int64_t{row} * hidden + unit + q]) : 0.0f;
-      }
-    }
+  for (int i = 0; i < 2 * kRowTiles; ++i) {
+    const int row = 8 * (i / 2) + 2 * t + i % 2;
+    length[i / 2][i % 2] = block.length(row);
+    load_c0(call, block, row, pair, c[i / 2][i % 2]);
   }
 
-  for (int i = thread; i < 4 * kUnits; i += Resident::kThreads) {
-    const int of_unit = i / 4, at = i % 4 * hidden + of_unit;
-    const T *b_ih = call.b_ih[direction], *b_hh = call.b_hh[direction];
-    float sum = 0.0f;
-    if (of_unit < hidden && b_ih != nullptr) sum += device::to_float(b_ih[at]);
-    if (of_unit < hidden && b_hh != nullptr) sum += device::to_float(b_hh[at]);
-    reinterpret_cast<float*>(bias)[i] = sum;
-  }
-  // Padding of the operand is zero for good: its weights are, and 0 * NaN is NaN.
-  for (int i = thread; i < 2 * kRows * pitch; i += Resident::kThreads) operands[i] = 0;
-  // Both buffers begin with h0: who knows in which a row finds it that joins later.
-  __syncthreads();
-  for (int row = warp; call.h0 != nullptr && row < rows; row += kWarps) {
-    for (int k = lane; k < hidden; k += 32) {
-      const float h0 = device::to_float(call.h0[state + int64_t{row} * hidden + k]);
-      put<Element>(operand_of(0) + row * pitch, k, h0);
-      put<Element>(operand_of(1) + row * pitch, k, h0);
-    }
-  }
-  input.put_x(call, operands, pitch);
-
-  int64_t first = first_of(0), next_first = first_of(1);
   for (int s = 0; s < steps; ++s) {
     device::cp_async_wait<0>();
     __syncthreads();
-    if (s + 1 < steps) fetch(s + 1, next_first);
-    const int64_t after_next_first = first_of(s + 2);
+    if (s + 1 < steps) {
+      input.fetch(call, block, s + 1, next_first, projected_of(s + 1), kProjectedPitch);
+    }
+    const int64_t after_next_first = block.first(s + 2);
 
-    float sums[4][kRowTiles][4];  // tile (q, j), see single_block_operand.cuh
+    float sums[4][kRowTiles][4];  // of tile 2q + j, see single_block_weights.cuh
 #pragma unroll
     for (int q = 0; q < 2; ++q) {
-      const float4 start = bias[unit + q];
+      const float4 start = bias[pair.unit + q];
 #pragma unroll
       for (int n = 0; n < kRowTiles; ++n) {
         sums[2 * q][n][0] = sums[2 * q][n][1] = start.x;
@@ -202,11 +238,11 @@ __global__ void __launch_bounds__(
         sums[2 * q + 1][n][2] = sums[2 * q + 1][n][3] = start.w;
       }
     }
-    const uint32_t* const b = operand_address(operand_of(s), pitch, lane);
+    const uint32_t* const b = operand_address(state_of(s), pitch, lane);
     w_hh.multiply(sums, b, pitch);
     for (int k = 0; k < call.input_depth; ++k) {
       // Lanes beyond 15 hand over addresses that ldmatrix_x2 ignores.
-      const uint32_t* const from = b + (Resident::kDepth + k) * kTileWords - (lane / 16) * 8;
+      const uint32_t* const from = b + (Resident::kDepth + k) * kTileWords - lane / 16 * 8;
       uint32_t x[kRowTiles][2];
 #pragma unroll
       for (int n = 0; n < kRowTiles; ++n) device::ldmatrix_x2(x[n], from + 8 * n * pitch);
@@ -215,58 +251,28 @@ __global__ void __launch_bounds__(
         const uint4 v = w_ih[(k * 4 + tile) * 32];
         const uint32_t a[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
-        for (int n = 0; n < kRowTiles; ++n)
+        for (int n = 0; n < kRowTiles; ++n) {
           multiply_add<Element>(sums[tile][n], a, x[n][0], x[n][1]);
+        }
       }
     }
 
-    const int time = time_of(s);
+    const int time = block.time(s);
 #pragma unroll
-    for (int n = 0; n < kRowTiles; ++n) {
+    for (int i = 0; i < 2 * kRowTiles; ++i) {
+      const int n = i / 2, e = i % 2, row = 8 * n + 2 * t + e;
+      if (!pair.exists || time >= length[n][e]) continue;
+      float z[4][2];
 #pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        const int row = 8 * n + 2 * t + e;
-        if (unit >= hidden || time >= length[n][e]) continue;
-        float z[4][2];
+      for (int gate = 0; gate < 4; ++gate) {
 #pragma unroll
-        for (int i = 0; i < 8; ++i) z[i / 2][i % 2] = sums[i % 2 * 2 + i / 4][n][i / 2 % 2 * 2 + e];
-        if (call.input_depth == 0) {
-          add_projected(z, projected_of(s) + row * kProjectedPitch + unit, hidden, wide, both);
-        }
-        float h[2];
-#pragma unroll
-        for (int q = 0; q < 2; ++q) {
-          Gates<Quick> gates = {{z[0][q]}, {z[1][q]}, {z[2][q]}, {z[3][q]}};
-          Quick new_c, new_h;
-          cell_forward(gates, Quick{c[n][e][q]}, new_c, new_h);
-          c[n][e][q] = new_c.value;
-          h[q] = new_h.value;
-          z[0][q] = gates.i.value, z[1][q] = gates.f.value;
-          z[2][q] = gates.g.value, z[3][q] = gates.o.value;
-        }
-        // Where H is odd, h of the unit past the end meets zero weights only.
-        put_pair<Element>(operand_of(s + 1) + row * pitch, unit, h[0], h[1]);
-        T* const y = call.y + sequence.row_start(time, first, first_row + row, call.y_t, call.y_b) +
-                     direction * hidden + unit;
-        store_pair(y, h[0], h[1], call.wide_y, both);
-        if (call.gates[0] != nullptr) {
-          const int64_t at = first + first_row + row;
-          T* const gates = call.gates[direction] + at * 4 * hidden + unit;
-#pragma unroll
-          for (int gate = 0; gate < 4; ++gate) {
-            store_pair(gates + gate * hidden, z[gate][0], z[gate][1], wide, both);
-          }
-          store_pair(call.cells[direction] + at * hidden + unit, c[n][e][0], c[n][e][1], wide,
-                     both);
-        }
-        if (time == (reverse ? 0 : length[n][e] - 1)) {
-          const int64_t at = state + int64_t{row} * hidden + unit;
-          store_pair(call.h_n + at, h[0], h[1], wide, both);
-          store_pair(call.c_n + at, c[n][e][0], c[n][e][1], wide, both);
-        }
+        for (int q = 0; q < 2; ++q) z[gate][q] = sums[2 * q + gate / 2][n][gate % 2 * 2 + e];
       }
+      forward_cells<Quick, Element>(call, block, row, length[n][e], time, first, pair, z,
+                                    projected_of(s) + row * kProjectedPitch, c[n][e],
+                                    state_of(s + 1) + row * pitch);
     }
-    if (s + 1 < steps) input.put_x(call, operand_of(s + 1), pitch);
+    if (s + 1 < steps) input.put_x(call, state_of(s + 1), pitch);
     first = next_first;
     next_first = after_next_first;
   }

@@ -4,7 +4,7 @@
 
 #include "queue.cuh"
 #include "single_block.h"
-#include "single_block_operand.cuh"
+#include "single_block_weights.cuh"
 
 namespace fused_lstm {
 namespace cuda {
@@ -18,7 +18,7 @@ struct SetLengths {
   int32_t count;
   int32_t values[kMost];
 };
-inline __global__ void set_lengths(SetLengths call) {
+static __global__ void set_lengths(SetLengths call) {
   for (int i = threadIdx.x; i < call.count; i += blockDim.x) call.lengths[i] = call.values[i];
 }
 
@@ -27,7 +27,7 @@ struct SetOffsets {
   int64_t* offsets;        // [T] rows of all steps before
   int32_t batch, steps;
 };
-inline __global__ void set_offsets(SetOffsets call) {
+static __global__ void set_offsets(SetOffsets call) {
   const int64_t t = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   if (t >= call.steps) return;
   int64_t sum = 0;
@@ -56,9 +56,10 @@ inline Sequence queue_sequence(Queue& queue, const Problem& p, int32_t* lengths,
   return sequence;
 }
 
-// Weights of every direction -> fragments. columns, depth: of one row of the weights.
+// W_ih or W_hh of every direction -> fragments, `depth` tiles deep.
 template <class Element, bool kBackward>
-void queue_pack(Queue& queue, const Problem& p, bool input, int units, int depth, void* packed) {
+void queue_pack(Queue& queue, const Problem& p, bool input, const Tiles& tiles, int depth,
+                void* packed) {
   using T = Stored<Element>;
   PackCall<T> call = {};
   for (int32_t d = 0; d < p.D; ++d) {
@@ -67,9 +68,9 @@ void queue_pack(Queue& queue, const Problem& p, bool input, int units, int depth
   call.packed = static_cast<uint4*>(packed);
   call.hidden = static_cast<int32_t>(p.H);
   call.columns = static_cast<int32_t>(input ? p.I : p.H);
-  call.units = units;
+  call.units = tiles.units;
   call.depth = depth;
-  const int fragments = units / kWarpUnits * depth * (kBackward ? 1 : 4) * 32;
+  const int fragments = tiles.threads() * depth * tiles.warp_tiles();
   queue.run(pack_weights<Element, kBackward>,
             {dim3(static_cast<unsigned>((fragments + kPackThreads - 1) / kPackThreads),
                   static_cast<unsigned>(p.D)),
@@ -77,9 +78,10 @@ void queue_pack(Queue& queue, const Problem& p, bool input, int units, int depth
             call);
 }
 
-// Calls run(element) with the element type of a call that fits().
+// Calls run(element) with the element type of a call that fits.
 template <class Run>
-void with_element(DType dtype, const Run& run) {
+void with_element(DType dtype, const Tiles& tiles, const Run& run) {
+  if (tiles.strict) return run(float{});
   switch (dtype) {
     case DType::kBFloat16:
       return run(device::bf16{});
@@ -94,16 +96,18 @@ void with_element(DType dtype, const Run& run) {
 template <class Element, bool kBackward, int kIndex = 0, class Run>
 void with_tiles(const Tiles& tiles, const Run& run) {
   constexpr int kBytes = sizeof(Stored<Element>), kThis = kUnits[kIndex];
+  constexpr bool kStrict = std::is_same_v<Element, float>;
+  constexpr int kFew = few_rows(kStrict), kMany = many_rows(kStrict);
   if (tiles.units != kThis) {
     if constexpr (kThis < kMostUnits) with_tiles<Element, kBackward, kIndex + 1>(tiles, run);
     return;
   }
   using Units = std::integral_constant<int, kThis>;
-  if constexpr (is_built({kThis, 16, kBytes, kBackward})) {
-    if (tiles.rows == 16) return run(Units{}, std::integral_constant<int, 16>{});
+  if constexpr (is_built({kThis, kMany, kBytes, kStrict, kBackward})) {
+    if (tiles.rows == kMany) return run(Units{}, std::integral_constant<int, kMany>{});
   }
-  if constexpr (is_built({kThis, 8, kBytes, kBackward})) {
-    run(Units{}, std::integral_constant<int, 8>{});
+  if constexpr (is_built({kThis, kFew, kBytes, kStrict, kBackward})) {
+    run(Units{}, std::integral_constant<int, kFew>{});
   }
 }
 

@@ -8,6 +8,10 @@
 //
 //   forward:   gates[4H, rows] = [W_hh W_ih] [h; x]    a warp has 16 units: 4 tiles, depth H (+ I)
 //   backward:  dh[H, rows] = W_hh^T dz                 a warp has 16 units: 1 tile,  depth 4H
+//
+// Strict float32 has no tensor cores: there a tile is 4 weights of each lane (see
+// single_block_strict.cuh), and a block has fewer rows, since each costs multiplications of its
+// own.
 #pragma once
 
 #include <cstdint>
@@ -16,22 +20,28 @@ namespace fused_lstm {
 namespace cuda {
 namespace single_block {
 
-constexpr int kWarpUnits = 16;        // units of a warp
-constexpr int kTileWords = 8;         // depth of a tile: 32 bytes
-constexpr int kFragmentBytes = 512;   // of one A tile: 16 bytes for each lane of a warp
-constexpr int kMostDirectInput = 64;  // features of x that are read without a projection
+constexpr int kWarpUnits = 16;       // units of a warp
+constexpr int kTileWords = 8;        // depth of a tile: 32 bytes
+constexpr int kFragmentBytes = 512;  // of one A tile: 16 bytes for each lane of a warp
+// Features of x that are read without a projection. Strict: each costs a read of shared memory.
+constexpr int most_direct_input(bool strict) { return strict ? 8 : 64; }
 
 struct Tiles {
   int units = 0;  // H rounded up to an instance
-  int rows = 0;   // batch rows of a block: 8 or 16
-  int bytes = 0;  // of an element: 2, or 4 for TF32
+  int rows = 0;   // batch rows of a block
+  int bytes = 0;  // of an element
+  bool strict = false;
   bool backward = false;
 
   constexpr int warps() const { return units / kWarpUnits; }
   constexpr int threads() const { return 32 * warps(); }
   constexpr int row_tiles() const { return rows / 8; }
-  constexpr int warp_tiles() const { return backward ? 1 : 4; }  // A tiles of a warp, per depth
-  constexpr int depth() const { return (backward ? 4 : 1) * units * bytes / 32; }  // in tiles
+  // Tiles of a warp, per depth.
+  constexpr int warp_tiles() const { return strict || backward ? 1 : 4; }
+  // Of W_hh, in tiles.
+  constexpr int depth() const {
+    return strict ? units / 2 : (backward ? 4 : 1) * units * bytes / 32;
+  }
 
   // Registers that a thread may have, and how many of them hold weights. The rest is for sums,
   // cell states, what is on its way from memory, and addresses.
@@ -40,7 +50,8 @@ struct Tiles {
     return share > 255 ? 255 : share;
   }
   constexpr int other_registers() const {
-    return backward ? 64 + (bytes == 2 ? 40 : 52) * row_tiles() : 56 + 28 * row_tiles();
+    if (strict) return 80 + 18 * rows;
+    return backward ? 68 + (bytes == 2 ? 40 : 52) * row_tiles() : 56 + 28 * row_tiles();
   }
   constexpr int depth_in_registers() const {
     const int room = (registers() - other_registers()) / (4 * warp_tiles());
@@ -49,39 +60,46 @@ struct Tiles {
   }
   constexpr int depth_in_shared() const { return depth() - depth_in_registers(); }
 
-  // Words from one batch row of B to the next: 4 more than a multiple of 8, so that 8 rows of 16
-  // bytes lie in 32 different banks.
-  constexpr int pitch(int input_depth) const { return (depth() + input_depth) * kTileWords + 4; }
+  // Words from one batch row of h and x, or of dz, to the next: 4 more than a multiple of 8, so
+  // that 8 rows of 16 bytes lie in 32 different banks.
+  constexpr int state_words() const { return (backward ? 4 : 1) * units * bytes / 4; }
+  constexpr int pitch(int input_depth) const {
+    return state_words() + (strict ? (input_depth + 7) / 8 : input_depth) * kTileWords + 4;
+  }
   // Words from one batch row of the projected input to the next.
   constexpr int projected_pitch() const { return 4 * units + 4; }
 
-  // input_depth: tiles of x beside h, 0 if x comes projected (forward only).
+  // input_depth: tiles of x beside h (strict: features), 0 if x comes projected (forward only).
   constexpr int64_t shared_bytes(int input_depth) const {
     const int64_t per_depth = int64_t{warps()} * warp_tiles() * kFragmentBytes;
-    const int64_t weights = (depth_in_shared() + input_depth) * per_depth;
+    const int64_t weights = depth_in_shared() * per_depth;
     const int64_t state = int64_t{2} * rows * pitch(input_depth) * 4;
     if (backward) return weights + state;
-    const int64_t bias = int64_t{4} * units * 4;
+    const int64_t input = input_depth * (strict ? int64_t{units} * 16 : per_depth);
+    const int64_t bias = int64_t{units} * 16;
     const int64_t projected = input_depth > 0 ? 0 : int64_t{2} * rows * projected_pitch() * 4;
-    return weights + bias + state + projected;
+    return weights + input + bias + state + projected;
   }
 };
 
-// Tiles of x with so many features.
-constexpr int input_depth(int64_t features, int bytes) {
-  return static_cast<int>((features * bytes + 31) / 32);
+// Tiles of x with so many features; strict: features.
+constexpr int input_depth(int64_t features, int bytes, bool strict) {
+  return static_cast<int>(strict ? features : (features * bytes + 31) / 32);
 }
 
-// The instances: H is rounded up to one of these; 16 rows pay only where 8 would need more blocks
-// than the device has multiprocessors, and exist for the largest that has room for them.
-constexpr int kUnits[] = {32, 64, 96, 128, 160, 192};
+// The instances: H is rounded up to one of these. More rows than the fewest pay where these would
+// need more blocks than the device has multiprocessors.
+constexpr int kUnits[] = {32, 64, 96, 128, 192};
 constexpr int kMostUnits = 192;
-constexpr int kUnitsOf16Rows = 128;
+constexpr int kMostUnitsStrict = 128;
+constexpr int few_rows(bool strict) { return strict ? 1 : 8; }
+constexpr int many_rows(bool strict) { return strict ? 4 : 16; }
 // The most shared memory that any device gives to a block: instances that need more are not built.
 constexpr int64_t kMostSharedBytes = 227 * 1024;
 constexpr bool is_built(const Tiles& tiles) {
-  return tiles.shared_bytes(tiles.backward ? 0 : 1) <= kMostSharedBytes &&
-         (tiles.rows == 8 || (tiles.units == kUnitsOf16Rows && tiles.bytes == 2));
+  if (tiles.shared_bytes(tiles.backward ? 0 : 1) > kMostSharedBytes) return false;
+  if (tiles.strict) return tiles.units <= kMostUnitsStrict;
+  return tiles.rows == 8 || (tiles.units == 128 && tiles.bytes == 2);
 }
 
 }  // namespace single_block

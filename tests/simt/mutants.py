@@ -1,0 +1,339 @@
+"""Do the stand-in tests notice an error? Plants one at a time into a copy of the CUDA kernels and
+expects a named test program to fail. Each replacement must apply exactly once, so that this list
+cannot rot silently when the kernels change. What a mutant does not touch is not compiled anew:
+`make mutants` builds all of it first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Mutant(NamedTuple):
+    name: str
+    file: str  # below the kernels' folder
+    old: str
+    new: str
+    test: str  # the program that must fail
+    quick: bool = False  # one of the few that --quick tries
+
+
+MUTANTS = [
+    Mutant(
+        "two gates swapped",
+        "cuda/pointwise.cuh",
+        "{pre_activation(0), pre_activation(1),",
+        "{pre_activation(1), pre_activation(0),",
+        "test_forward",
+        quick=True,
+    ),
+    Mutant(
+        "b_hh forgotten",
+        "cuda/pointwise.cuh",
+        "if (p.b_hh) sum += device::to_float(p.b_hh[at]);",
+        "",
+        "test_forward",
+    ),
+    Mutant(
+        "tail of the columns not masked",
+        "cuda/queue.cuh",
+        "column = first_column; column < columns;",
+        "column = first_column; column < (columns + 31) / 32 * 32;",
+        "test_forward",
+        quick=True,
+    ),
+    Mutant(
+        "tail of the rows not masked",
+        "cuda/queue.cuh",
+        "row = first_row; row < rows;",
+        "row = first_row; row < rows + 1;",
+        "test_forward",
+    ),
+    Mutant(
+        "rows beyond one sweep of the grid lost",
+        "cuda/queue.cuh",
+        "row += int64_t{gridDim.y} * blockDim.y",
+        "row += rows",
+        "test_contract",
+    ),
+    Mutant(
+        "stale h: its own row of y",
+        "cuda/stepwise_forward.cu",
+        "const Operand h = {y_at(d, previous),",
+        "const Operand h = {y_at(d, step),",
+        "test_forward",
+        quick=True,
+    ),
+    Mutant(
+        "stale c: a step too early",
+        "cuda/stepwise_forward.cu",
+        "cell.c_before = cells_at(d, previous);",
+        "cell.c_before = cells_at(d, step);",
+        "test_forward",
+    ),
+    Mutant(
+        "reverse direction runs forward",
+        "cuda/stepwise_forward.cu",
+        "const bool upward = d == 0;",
+        "const bool upward = d < 2;",
+        "test_forward",
+    ),
+    Mutant(
+        "packed: h0 of rows that begin late is that of the first",
+        "cuda/stepwise_forward.cu",
+        "{state(p_.h0, d, p_.P) + before * p_.P, p_.P};",
+        "{state(p_.h0, d, p_.P), p_.P};",
+        "test_forward",
+    ),
+    Mutant(
+        "packed: states of rows that end early lost",
+        "cuda/stepwise_forward.cu",
+        "cell.after = after;",
+        "cell.after = after > 0 ? step.rows : 0;",
+        "test_forward",
+    ),
+    Mutant(
+        "every step of a chunk reads its first",
+        "cuda/stepwise_forward.cu",
+        "static_cast<E*>(s_.z) + (step.row - chunk.row) * 4 * p_.H;",
+        "static_cast<E*>(s_.z);",
+        "test_forward",
+    ),
+    Mutant(
+        "rows of x taken for uniform",
+        "cuda/steps.h",
+        "if (p.B > 1 && stride_t != p.B * stride_b) return 0;",
+        "",
+        "test_forward",
+    ),
+    Mutant(
+        "blocks at uneven distances copied as even",
+        "cuda/copier.cuh",
+        "return from - p.from == p.blocks * p.from_block && to",
+        "return to",
+        "test_backward",
+    ),
+    Mutant(
+        "workspace counted too small",
+        "cuda/stepwise.cpp",
+        "s.z = carver.take(true, s.chunk_rows * 4 * p.H, computed);",
+        "s.z = carver.take(true, s.chunk_rows * 4 * p.H, computed / 2);",
+        "test_forward",
+    ),
+    Mutant(
+        "the host reads the device's memory",
+        "cuda/stepwise_forward.cu",
+        "if (before < step.rows && p_.h0) {",
+        "if (before < step.rows && p_.h0 && *static_cast<const char*>(p_.h0) != 1) {",
+        "test_forward",
+        quick=True,
+    ),
+    Mutant(
+        "a refused launch goes unnoticed",
+        "cuda/queue.cuh",
+        "if (error == 0) return;",
+        "if (error >= 0) return;",
+        "test_forward",
+    ),
+    Mutant(
+        "a refused product goes unnoticed",
+        "cuda/queue.cuh",
+        "if (launch_.blas.multiply(launch_.blas.context, product)) return;",
+        "if (launch_.blas.multiply(launch_.blas.context, product) || true) return;",
+        "test_contract",
+    ),
+    Mutant(
+        "with a projection h_n of rows that end early lost",
+        "cuda/pointwise.cuh",
+        "if (row >= p.after) p.h_n[at] = h;",
+        "if (p.after == 0) p.h_n[at] = h;",
+        "test_forward",
+    ),
+    Mutant(
+        "dh_n of rows that end early lost",
+        "cuda/pointwise.cuh",
+        "} else if (p.dh_n) {\n      dh.value",
+        "} else if (p.dh_n && p.after == 0) {\n      dh.value",
+        "test_backward",
+    ),
+    Mutant(
+        "dc of the step after taken for rows that end",
+        "cuda/pointwise.cuh",
+        "if (row < p.after) {\n      dc.value",
+        "if (row < p.rows) {\n      dc.value",
+        "test_backward",
+    ),
+    Mutant(
+        "two gradients of gates swapped",
+        "cuda/pointwise.cuh",
+        "to[p.hidden] = device::from_float<S>(dz.f.value);\n"
+        "    to[2 * p.hidden] = device::from_float<S>(dz.g.value);",
+        "to[2 * p.hidden] = device::from_float<S>(dz.f.value);\n"
+        "    to[p.hidden] = device::from_float<S>(dz.g.value);",
+        "test_backward",
+        quick=True,
+    ),
+    Mutant(
+        "dc0 of rows that begin late lost",
+        "cuda/pointwise.cuh",
+        "if (p.dc0 && row >= p.before)",
+        "if (p.dc0 && p.before == 0)",
+        "test_backward",
+    ),
+    Mutant(
+        "dh0 of rows that begin late lost",
+        "cuda/stepwise_backward.cu",
+        "if (rows > before) {",
+        "if (rows > before && before == 0) {",
+        "test_backward",
+    ),
+    Mutant(
+        "a chunk forgets the weight gradients of the one before",
+        "cuda/stepwise_backward.cu",
+        "add = true;",
+        "add = false;",
+        "test_backward",
+    ),
+    Mutant(
+        "dx of the second direction replaces the first",
+        "cuda/stepwise_backward.cu",
+        "p_.I}, to, d > 0);",
+        "p_.I}, to, false);",
+        "test_backward",
+    ),
+    Mutant(
+        "dw_hh from h of the same step",
+        "cuda/stepwise_backward.cu",
+        "y_.offset(p_, previous) : 0)",
+        "y_.offset(p_, step) : 0)",
+        "test_backward",
+        quick=True,
+    ),
+    Mutant(
+        "db: the last slice ends early",
+        "cuda/pointwise.cuh",
+        "const int64_t each = (p.rows + p.slices - 1) / p.slices;",
+        "const int64_t each = p.rows / p.slices;",
+        "test_backward",
+    ),
+    Mutant(
+        "a projection's dh forgets dy",
+        "cuda/pointwise.cuh",
+        "if (p.dy) sum += device::to_float(p.dy[row * p.dy_row + unit]);",
+        "",
+        "test_backward",
+    ),
+    Mutant(
+        "i and f change places in c",
+        "gate_math.h",
+        "c = fma(z.f, c_prev, z.i * z.g);",
+        "c = fma(z.i, c_prev, z.f * z.g);",
+        "test_forward",
+    ),
+]
+
+# Every test program must pass on the copy as it is, or failing on a mutant would tell nothing.
+CONTROLS = [
+    Mutant("nothing changed", "lstm.h", "#pragma once", "#pragma once", test)
+    for test in sorted({mutant.test for mutant in MUTANTS})
+]
+
+
+def plant(mutant: Mutant, kernels: Path, target: Path) -> str | None:
+    """Copies the kernels and applies the mutant; the reason if it does not apply exactly once."""
+    shutil.copytree(kernels, target)
+    path = target / mutant.file
+    text = path.read_text()
+    if text.count(mutant.old) != 1:
+        return f"applies {text.count(mutant.old)} times to {mutant.file}, expected once"
+    path.write_text(text.replace(mutant.old, mutant.new))
+    return None
+
+
+def depends(made: Path, file: str) -> bool:
+    """Whether the object was made from a file, by what the compiler noted beside it."""
+    return re.search(rf"/{re.escape(file)}\b", made.with_suffix(".d").read_text()) is not None
+
+
+def compiler(kernels: Path, native: Path, include: Path) -> list[str]:
+    flags = "-std=c++17 -O1 -w -U_FORTIFY_SOURCE -ffp-contract=off -pthread"
+    folders = [include, kernels, kernels / "cuda", native]
+    chunk = "-DFUSED_LSTM_CHUNK_BYTES=8192"
+    return [os.environ.get("CXX", "g++"), *flags.split(), chunk, *(f"-I{f}" for f in folders)]
+
+
+def sources_of(objects: list[Path], kernels: Path, here: Path) -> list[str]:
+    """The sources of objects below the build folder, kernels from the copy."""
+    found = []
+    for made in objects:
+        if made.parent.name == "kernel":
+            found += ["-x", "c++", str(kernels / "cuda" / made.stem), "-x", "none"]
+        else:
+            found.append(str(here / f"{made.stem}.cpp"))
+    return found
+
+
+def try_mutant(mutant: Mutant, kernels: Path, build: Path) -> str | None:
+    """None when the test fails on the mutant (passes on a control); otherwise what is wrong."""
+    here = Path(__file__).resolve().parent
+    control = mutant.old == mutant.new
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "kernels"
+        problem = plant(mutant, kernels, copy)
+        if problem:
+            return problem
+        objects = sorted((build / "kernel").glob("*.o")) + sorted((build / "native").glob("*.o"))
+        objects += [build / f"{name}.o" for name in ("kernels_cuda", "blas", mutant.test)]
+        changed = [made for made in objects if not control and depends(made, mutant.file)]
+        kept = [str(made) for made in objects if made not in changed]
+        program = Path(folder) / mutant.test
+        command = compiler(copy, here.parent / "native", here / "include")
+        command += [*sources_of(changed, copy, here), *kept, "-o", str(program)]
+        made = subprocess.run(command, capture_output=True, text=True)
+        if made.returncode != 0:
+            return "does not compile: " + made.stderr.strip().splitlines()[0]
+        run = subprocess.run(
+            [str(program), "--first", "1", "--seconds", "30"], capture_output=True, text=True
+        )
+        if (run.returncode == 0) == control:
+            return None
+        last = (run.stdout.splitlines() or ["no output"])[-1]
+        return f"{mutant.test} {'fails' if control else 'passes'}: {last}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kernels", type=Path, required=True, help="csrc/kernels")
+    parser.add_argument("--build", type=Path, required=True, help="folder of the built tests")
+    parser.add_argument("--only", default="", help="mutants whose name contains this")
+    parser.add_argument("--quick", action="store_true", help="a few, where the tests just passed")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="mutants at a time")
+    arguments = parser.parse_args()
+    chosen = [m for m in MUTANTS if m.quick] if arguments.quick else CONTROLS + MUTANTS
+    chosen = [mutant for mutant in chosen if arguments.only in mutant.name]
+    survivors = 0
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        jobs = [
+            (mutant, pool.submit(try_mutant, mutant, arguments.kernels, arguments.build))
+            for mutant in chosen
+        ]
+        for mutant, job in jobs:
+            problem = job.result()
+            survivors += problem is not None
+            said = f"FAIL {mutant.name}: {problem}" if problem else f"seen {mutant.name}"
+            print(f"{said} ({mutant.test})", flush=True)
+    print(f"mutants (stand-in): {len(chosen) - survivors} passed, {survivors} failed")
+    return 1 if survivors or not chosen else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
