@@ -1,0 +1,27 @@
+"""The families of CUDA kernels (csrc/kernels/cuda/cuda.h), and how tests and benchmarks force one."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from fused_lstm import _extension
+
+__all__ = ["FAMILIES", "REFUSALS", "cuda_kernels", "forced"]
+
+FAMILIES = ("stepwise", "single_block")
+REFUSALS = (NotImplementedError, RuntimeError, ValueError)  # a forced family that cannot compute
+
+
+def cuda_kernels() -> Any:
+    """The binding's CUDA half: `force_family(name or None)`."""
+    return _extension.cuda()  # type: ignore[attr-defined]
+
+
+@contextmanager
+def forced(family: str | None) -> Iterator[None]:
+    """Every call inside is computed by this family, or refused; None leaves the choice."""
+    cuda_kernels().force_family(family)
+    try:
+        yield
+    finally:
+        cuda_kernels().force_family(None)
