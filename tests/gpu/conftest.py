@@ -4,9 +4,9 @@
     pytest tests/gpu --device cpu        the tests' own logic against the CPU kernels
                                          (or FUSED_LSTM_TEST_DEVICE=cpu)
 
-Not part of `make test`. A case counts as executed only if our operator computed on the device under
-test, so that torch's own LSTM answering in our place is a failure and no success. With --require-gpu
-a run that executed no case on a GPU ends with code 3; --gpu-report writes the counts as JSON.
+Not part of `make test`. A case counts as executed only if our operator computed on the device
+under test, so that torch's own LSTM answering in our place is a failure and no success. With
+--require-gpu a run that executed no case on a GPU ends with code 3; --gpu-report writes the counts.
 """
 
 import json
@@ -51,7 +51,9 @@ def pytest_report_header(config: pytest.Config) -> str:
 def why_no_gpu() -> str:
     """Why the GPU tests cannot run here, empty where they can."""
     if not torch.cuda.is_available():
-        built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
+        built = (
+            f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
+        )
         return f"no usable GPU: torch {torch.__version__}, {built}, sees no device"
     if not torch._C._dispatch_has_kernel_for_dispatch_key("fused_lstm::forward", "CUDA"):
         return "fused_lstm was built without its CUDA kernels: make gpu-check builds them"
@@ -164,6 +166,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     where = "the GPU" if config.getoption("--device") == "cuda" else "the CPU, as a stand-in"
     passed, failed = _executed["passed"], _executed["failed"]
-    terminalreporter.write_line(f"our kernels computed on {where}: {passed} passed, {failed} failed")
+    terminalreporter.write_line(
+        f"our kernels computed on {where}: {passed} passed, {failed} failed"
+    )
     if config.getoption("--require-gpu") and _on_gpu(config) == 0:
         terminalreporter.write_line("zero GPU cases executed: this run proves nothing")

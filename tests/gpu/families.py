@@ -1,4 +1,4 @@
-"""The families of CUDA kernels (csrc/kernels/cuda/cuda.h), and how tests and benchmarks force one."""
+"""The families of CUDA kernels (csrc/kernels/cuda/cuda.h), and how a test forces one."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -49,7 +49,7 @@ PRECISIONS = {
 
 @contextmanager
 def tf32(allowed: bool) -> Iterator[None]:
-    """cuDNN's switch for RNNs, which nn.LSTM and we obey; only it is touched.
+    """CuDNN's switch for RNNs, which nn.LSTM and we obey; only it is touched.
 
     The switches for convolutions and for RNNs are set alike, because torch refuses to answer
     `cudnn.allow_tf32` while they differ.
