@@ -2,6 +2,9 @@
 # make test     prove it: Python tests and native kernel tests  ARGS="-k scratch"
 # make bench    measure it against its peers                    ARGS="--quick"
 # make lint     formatting, lints, types                        make format   repairs what it can
+# make gpu-check     build, test, sanitize and measure on this machine's GPU, in minutes, no network
+#                    STAGES="build tests sanitizer scorecard steps"  OUT=runs/gpu-check  LIMIT=570
+# make gpu-baseline  nn.LSTM's own figures there, and the CPU suite on that processor
 # make sanitize the native tests under ASan + UBSan and TSan    make wheel    dist/*.whl
 # make clean    everything built; make distclean also removes the virtual environment
 #
@@ -28,8 +31,8 @@ PACKAGE_STAMP := $(VENV)/.stamp-package
 DEV_STAMP := $(VENV)/.stamp-dev
 BENCH_STAMP := $(VENV)/.stamp-bench
 
-.PHONY: help train test test-python test-native bench lint format sanitize wheel sdist clean \
-        distclean setup always
+.PHONY: help train test test-python test-native bench gpu-check gpu-baseline lint format sanitize \
+        wheel sdist clean distclean setup always
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile | sed '/^PYTHON/,$$d'
 
@@ -45,6 +48,14 @@ test-native:
 
 bench: $(BENCH_STAMP)
 	$(PY) benchmarks/run.py $(ARGS)
+
+# On a machine that is lent for minutes: the interpreter that is there, with its torch, as it is.
+GPU_CHECK = $(PYTHON) tools/gpu_check.py $(if $(OUT),--out "$(OUT)") $(if $(LIMIT),--limit $(LIMIT)) \
+            $(if $(STAGES),--stages $(STAGES))
+gpu-check:
+	$(GPU_CHECK)
+gpu-baseline:
+	$(GPU_CHECK) --baseline
 
 lint: $(DEV_STAMP)
 	$(BIN)/ruff format --check .

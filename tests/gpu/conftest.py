@@ -1,8 +1,10 @@
 """The GPU tests' device, and the count that keeps them honest.
 
-    pytest tests/gpu                     on the GPU; without one every case is skipped, and says why
-    pytest tests/gpu --device cpu        the tests' own logic against the CPU kernels
-                                         (or FUSED_LSTM_TEST_DEVICE=cpu)
+    make gpu-check STAGES="build tests"    on the GPU, each file in a process of its own
+    FUSED_LSTM_CUDA_KERNELS=1 pytest tests/gpu
+                                           without a GPU every case is skipped and says why
+    pytest tests/gpu --device cpu          the tests' own logic against the CPU kernels
+                                           (or FUSED_LSTM_TEST_DEVICE=cpu)
 
 Not part of `make test`. A case counts as executed only if our operator computed on the device
 under test, so that torch's own LSTM answering in our place is a failure and no success. With
@@ -20,7 +22,7 @@ import pytest
 import torch
 from families import cuda_kernels, forced
 
-from fused_lstm import ops
+from fused_lstm import _extension, ops
 
 EXIT_NO_GPU_CASE = 3
 
@@ -55,9 +57,7 @@ def why_no_gpu() -> str:
             f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
         )
         return f"no usable GPU: torch {torch.__version__}, {built}, sees no device"
-    if not torch._C._dispatch_has_kernel_for_dispatch_key("fused_lstm::forward", "CUDA"):
-        return "fused_lstm was built without its CUDA kernels: make gpu-check builds them"
-    return ""
+    return _extension.cuda_obstacle(torch.cuda.current_device()) or ""
 
 
 @pytest.fixture(scope="session")

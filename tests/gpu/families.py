@@ -6,15 +6,14 @@ from typing import Any
 
 from fused_lstm import _extension
 
-__all__ = ["FAMILIES", "REFUSALS", "cuda_kernels", "forced"]
+__all__ = ["FAMILIES", "cuda_kernels", "forced"]
 
 FAMILIES = ("stepwise", "single_block")
-REFUSALS = (NotImplementedError, RuntimeError, ValueError)  # a forced family that cannot compute
 
 
 def cuda_kernels() -> Any:
-    """The binding's CUDA half: `force_family(name or None)`."""
-    return _extension.cuda()  # type: ignore[attr-defined]
+    """The binding's CUDA half, `fused_lstm._C_cuda`: `force_family(name or None)`."""
+    return _extension.require_cuda()
 
 
 @contextmanager
