@@ -62,6 +62,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--precisions", type=listing(tuple(PRECISIONS)), default=list(PRECISIONS))
     add("--peers", type=listing(tuple(PEERS)), help=f"some of {', '.join(PEERS)}")
     add("--seconds", type=float, help="for everything (default: 200 with --quick, else 900)")
+    add("--budget", type=float, default=1.0, help="seconds of timing per row at most (default: 1)")
     add("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: to try this program")
     add("--name", help="of the result (default: gpu, gpu-quick or gpu-baseline)")
     add("--json", type=Path, help="the result's file (default: results/DEVICE/NAME.json)")
@@ -159,7 +160,7 @@ def measure_all(options: argparse.Namespace, result: dict[str, Any]) -> None:
         if left <= 0:
             result["left_out"] = [f"{c.name} {m} {p}" for c, m, p in todo[k:]]
             break
-        budget = min(1.0, _TIMING_SHARE * left / (len(todo) - k))
+        budget = min(options.budget, _TIMING_SHARE * left / (len(todo) - k))
         try:
             row = measure(case, mode, precision, options.peers, budget, device, result)
         except torch.OutOfMemoryError as error:

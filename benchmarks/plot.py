@@ -3,9 +3,10 @@
     python benchmarks/plot.py benchmarks/results/MACHINE/NAME.json --out picture.png
 
 One panel per thread count (of a GPU's result, per precision), one pair of bars per shape. The axis
-is logarithmic and its zero line is parity, so twice as fast and half as fast are equally long and a shape where nn.LSTM wins hangs
-below the line. Diamonds show ONNX Runtime against nn.LSTM in inference, where it took part. The
-ground is opaque, so the picture reads the same on a light page and on a dark one.
+is logarithmic and its zero line is parity, so twice as fast and half as fast are equally long and a
+shape where nn.LSTM wins hangs below the line. Diamonds show ONNX Runtime against nn.LSTM in
+inference, where it took part. The ground is opaque, so the picture reads the same on a light page
+and on a dark one.
 """
 
 from __future__ import annotations
