@@ -61,8 +61,8 @@ def run_stages(names: Sequence[str], context: Context, limit: float) -> list[dic
         seconds = allowance(names, at, limit - (time.monotonic() - begin))
         started = time.monotonic()
         print(f"== {name} (at most {seconds:.0f} s)", flush=True)
-        if seconds < STAGES[name].least:
-            outcome = Outcome("failed", f"no time left: {seconds:.0f} s of {STAGES[name].least} s")
+        if seconds < STAGES[name].least / 2:
+            outcome = Outcome("failed", f"no time left: {seconds:.0f} s, {STAGES[name].least} kept")
         else:
             try:
                 outcome = STAGES[name].run(context, seconds)

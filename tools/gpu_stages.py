@@ -109,7 +109,10 @@ def _build(context: Context, seconds: float, build: str = "build") -> Outcome:
     site = context.site(build)
     # Objects stay in build/, so this costs a link only. While it is gone, children run in the root.
     shutil.rmtree(site, ignore_errors=True)
-    settings = {"FUSED_LSTM_CUDA": "0", "MAX_JOBS": str(os.cpu_count() or 1)}
+    settings = {
+        "FUSED_LSTM_CUDA": "0",
+        "MAX_JOBS": os.environ.get("MAX_JOBS", str(os.cpu_count() or 1)),
+    }
     if build == "build":
         arch = context.facts["arch"]
         settings |= {"FUSED_LSTM_CUDA": "1", "FUSED_LSTM_ARCHS": "9.0a" if arch == "9.0" else arch}
