@@ -2,6 +2,9 @@
 # make test     prove it: Python, native and CUDA kernel tests  ARGS="-k scratch"
 # make bench    measure it against its peers                    ARGS="--quick"
 # make lint     formatting, lints, types                        make format   repairs what it can
+# make gpu-check     build, test, sanitize and measure on this machine's GPU, in minutes, no network
+#                    STAGES="build tests sanitizer scorecard steps"  OUT=runs/gpu-check  LIMIT=570
+# make gpu-baseline  nn.LSTM's own figures there, and the CPU suite on that processor
 # make sanitize the native tests under ASan + UBSan and TSan    make wheel    dist/*.whl
 # make cuda-build  compile, link and import the CUDA kernels under a torch with CUDA (5.5 GB, in an
 #               environment of its own), run a part of the CPU tests there, report registers and
@@ -37,8 +40,8 @@ PACKAGE_STAMP := $(VENV)/.stamp-package
 DEV_STAMP := $(VENV)/.stamp-dev
 BENCH_STAMP := $(VENV)/.stamp-bench
 
-.PHONY: help train test test-python test-native test-simt bench lint format sanitize wheel sdist \
-        clean distclean setup always cuda-build cuda-link
+.PHONY: help train test test-python test-native test-simt bench gpu-check gpu-baseline lint format \
+        sanitize wheel sdist clean distclean setup always cuda-build cuda-link
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile | sed '/^PYTHON/,$$d'
 
@@ -58,6 +61,14 @@ test-simt:
 
 bench: $(BENCH_STAMP)
 	$(PY) benchmarks/run.py $(ARGS)
+
+# On a machine that is lent for minutes: the interpreter that is there, with its torch, as it is.
+GPU_CHECK = $(PYTHON) tools/gpu_check.py $(if $(OUT),--out "$(OUT)") $(if $(LIMIT),--limit $(LIMIT)) \
+            $(if $(STAGES),--stages $(STAGES))
+gpu-check:
+	$(GPU_CHECK)
+gpu-baseline:
+	$(GPU_CHECK) --baseline
 
 lint: $(DEV_STAMP)
 	$(BIN)/ruff format --check .

@@ -107,7 +107,8 @@ def _git() -> dict[str, Any]:
 
     status = ask("status", "--porcelain", "--untracked-files=no")
     return {
-        "commit": ask("rev-parse", "HEAD"),
+        # A machine that was sent the working tree alone is told the commit by FUSED_LSTM_COMMIT.
+        "commit": ask("rev-parse", "HEAD") or os.environ.get("FUSED_LSTM_COMMIT"),
         "modified": None if status is None else bool(status),
     }
 

@@ -2,10 +2,11 @@
 
     python benchmarks/plot.py benchmarks/results/MACHINE/NAME.json --out picture.png
 
-One panel per thread count, one pair of bars per shape. The axis is logarithmic and its zero line is
-parity, so twice as fast and half as fast are equally long and a shape where nn.LSTM wins hangs
-below the line. Diamonds show ONNX Runtime against nn.LSTM in inference, where it took part. The
-ground is opaque, so the picture reads the same on a light page and on a dark one.
+One panel per thread count (of a GPU's result, per precision), one pair of bars per shape. The axis
+is logarithmic and its zero line is parity, so twice as fast and half as fast are equally long and a
+shape where nn.LSTM wins hangs below the line. Diamonds show ONNX Runtime against nn.LSTM in
+inference, where it took part. The ground is opaque, so the picture reads the same on a light page
+and on a dark one.
 """
 
 from __future__ import annotations
@@ -20,22 +21,32 @@ from typing import Any
 if not __package__:  # run as a script: our own `benchmarks` before any other of that name
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from benchmarks.report import caption, geomeans, load
+from benchmarks.report import caption, geomeans, load, on_gpu
 
 __all__ = ["draw", "main", "picture"]
 
 _GROUND, _INK, _FAINT = "#fbfbfa", "#1f2328", "#d5d8dc"
-_COLOURS = {"inference": "#2f6fde", "training": "#e0701a", "training_dx": "#3a9a5b"}
+_COLOURS = {
+    "inference": "#2f6fde",
+    "training": "#e0701a",
+    "training_dx": "#3a9a5b",
+    "forward": "#8a6d3b",
+}
 _PEER_COLOUR = "#6b2fa0"
-_NAMES = {"inference": "inference", "training": "training", "training_dx": "training with dx"}
+_NAMES = {
+    "inference": "inference",
+    "training": "training",
+    "training_dx": "training with dx",
+    "forward": "training's forward",
+}
 _TICKS = (0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 
 
 def draw(
     result: dict[str, Any],
     path: Path,
-    group: str = "core",
-    dtype: str = "float32",
+    group: str | None = None,
+    dtype: str | None = None,
     modes: Sequence[str] = ("inference", "training"),
 ) -> None:
     """Writes the picture as PNG; raises what `picture` does."""
@@ -45,31 +56,38 @@ def draw(
 
 def picture(
     result: dict[str, Any],
-    group: str = "core",
-    dtype: str = "float32",
+    group: str | None = None,
+    dtype: str | None = None,
     modes: Sequence[str] = ("inference", "training"),
 ) -> Any:
     """The picture as a matplotlib Figure.
 
-    Raises ValueError if the result has no such rows, and ImportError without matplotlib.
+    Without group and dtype: `core` in float32 for the CPU, everything for a GPU. Raises
+    ValueError if the result has no such rows, and ImportError without matplotlib.
     """
     from matplotlib.figure import Figure
 
+    if not on_gpu(result):
+        group, dtype = group or "core", dtype or "float32"
     rows = [
         row
         for row in result["rows"]
-        if (row["group"], row["dtype"]) == (group, dtype)
+        if group in (None, row["group"])
+        and dtype in (None, row["dtype"])
         and row["mode"] in modes
         and row["fused_versus"].get("torch")
     ]
     if not rows:
-        raise ValueError(f"result: expected rows of {group} in {dtype}, got none")
-    threads = sorted({row["threads"] for row in rows})
+        wanted = f"{group or 'any group'} in {dtype or 'any precision'}"
+        raise ValueError(f"result: expected rows of {wanted}, got none")
+    by = "dtype" if on_gpu(result) else "threads"
+    kinds: list[Any] = list(dict.fromkeys(row[by] for row in rows))
     shapes = list(dict.fromkeys(row["shape"] for row in rows))
-    figure = Figure(figsize=(11, 1.1 + 3.1 * len(threads)), layout="constrained")
-    panels = figure.subplots(len(threads), 1, squeeze=False, sharex=True, sharey=True)
-    for panel, count in zip(panels[:, 0], threads, strict=True):
-        _panel(panel, [row for row in rows if row["threads"] == count], shapes, modes, count)
+    figure = Figure(figsize=(max(11, len(shapes)), 1.1 + 3.1 * len(kinds)), layout="constrained")
+    panels = figure.subplots(len(kinds), 1, squeeze=False, sharex=True, sharey=True)
+    for panel, kind in zip(panels[:, 0], kinds, strict=True):
+        title = kind if on_gpu(result) else f"{kind} thread{'s' if kind > 1 else ''}"
+        _panel(panel, [row for row in rows if row[by] == kind], shapes, modes, title)
     lowest, highest = _extent(rows)
     panels[0, 0].set_yscale("log")
     panels[0, 0].set_yticks(_TICKS, [f"{tick:g}" for tick in _TICKS])
@@ -82,7 +100,7 @@ def picture(
         loc="upper left", ncols=4, fontsize=9, labelcolor=_INK, facecolor=_GROUND,
         edgecolor=_GROUND, framealpha=1,
     )  # fmt: skip
-    figure.suptitle(_title(result, rows, modes, threads), color=_INK, fontsize=13, weight="bold")
+    figure.suptitle(_title(rows, modes, by, kinds), color=_INK, fontsize=13, weight="bold")
     figure.supylabel("nn.LSTM's time / its time", color=_INK, fontsize=10)
     disturbed = sum(bool(row["noise"]["noisy"]) for row in rows)
     note = caption(result) + (f"; * disturbed by other processes: {disturbed}" if disturbed else "")
@@ -104,33 +122,34 @@ def _peer_ratio(row: dict[str, Any]) -> float | None:
 
 
 def _shape_label(shape: str) -> str:
-    T, B, I, H = shape.split("x")  # noqa: E741  the project's letters
-    return f"T{T} B{B}\nI{I} H{H}"
+    sizes, *options = shape.split("-")
+    T, B, I, H = sizes.split("x")  # noqa: E741  the project's letters
+    return f"T{T} B{B}\nI{I} H{H}" + (f"\n{' '.join(options)}" if options else "")
 
 
-def _title(
-    result: dict[str, Any], rows: list[dict[str, Any]], modes: Sequence[str], threads: list[int]
-) -> str:
+def _title(rows: list[dict[str, Any]], modes: Sequence[str], by: str, kinds: list[Any]) -> str:
     """The geometric means: what the picture says in one line."""
-    means = {(m["threads"], m["mode"]): m["ratio"] for m in geomeans(rows) if m["peer"] == "torch"}
+    drawn = geomeans([{**row, "group": "drawn"} for row in rows])
+    means = {(m[by], m["mode"]): m["ratio"] for m in drawn if m["peer"] == "torch"}
     parts = [
         f"{_NAMES[mode]} "
-        + " / ".join(f"{means[count, mode]:.2f}x" for count in threads if (count, mode) in means)
+        + " / ".join(f"{means[kind, mode]:.2f}x" for kind in kinds if (kind, mode) in means)
         for mode in modes
-        if any((count, mode) in means for count in threads)
+        if any((kind, mode) in means for kind in kinds)
     ]
-    counts = " / ".join(str(count) for count in threads)
-    plural = "s" if threads != [1] else ""
+    names = " / ".join(str(kind) for kind in kinds)
+    where = f"in {names}"
+    if by == "threads":
+        where = f"on {names} CPU thread{'s' if kinds != [1] else ''}"
     return (
-        "fused_lstm: how many times as fast as nn.LSTM\n"
-        f"geometric mean on {counts} CPU thread{plural}: {', '.join(parts)}"
+        f"fused_lstm: how many times as fast as nn.LSTM\ngeometric mean {where}: {', '.join(parts)}"
     )
 
 
 def _panel(
-    panel: Any, rows: list[dict[str, Any]], shapes: list[str], modes: Sequence[str], count: int
+    panel: Any, rows: list[dict[str, Any]], shapes: list[str], modes: Sequence[str], title: str
 ) -> None:
-    """Bars of one thread count."""
+    """Bars of one thread count or precision."""
     width = 0.8 / len(modes)
     peer_label: str | None = "ONNX Runtime, inference"  # once in the legend
     for index, mode in enumerate(modes):
@@ -183,9 +202,7 @@ def _panel(
         "parity", (1, 1), (4, 0), xycoords=("axes fraction", "data"), textcoords="offset points",
         va="center", fontsize=8, color=_INK,
     )  # fmt: skip
-    panel.set_title(
-        f"{count} thread{'s' if count > 1 else ''}", loc="right", fontsize=10, color=_INK
-    )
+    panel.set_title(title, loc="right", fontsize=10, color=_INK)
     panel.set_xlim(-0.6, len(shapes) - 0.4)
     panel.set_facecolor(_GROUND)
     panel.grid(axis="y", color=_FAINT, linewidth=0.8, zorder=0)
@@ -198,8 +215,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Draw a benchmark result as PNG.")
     parser.add_argument("result", type=Path, help="a JSON file written by run.py")
     parser.add_argument("--out", type=Path, help="the picture (default: beside the JSON)")
-    parser.add_argument("--group", default="core", help="which shapes (default: core)")
-    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--group", help="which shapes (default: core; on a GPU all)")
+    parser.add_argument("--dtype", help="default: float32; on a GPU every precision")
     parser.add_argument(
         "--modes",
         default="inference,training",

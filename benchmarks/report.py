@@ -1,7 +1,8 @@
 """Reads a result, checks its form, computes the geometric means, and prints it as Markdown.
 
 `python benchmarks/report.py benchmarks/results/MACHINE/NAME.json` prints the README's table, and
-with `--detail` every figure.
+with `--detail` every figure. Results of run.py (CPU) and gpu.py (GPU) have the same form; a row of
+the latter has no number of threads and its `dtype` is one of gpu_cases.PRECISIONS.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ if not __package__:  # run as a script: our own `benchmarks` before any other of
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks.cases import LABELS
+from benchmarks.gpu_cases import LABELS as GPU_LABELS
 from benchmarks.timing import geometric_mean
 
-__all__ = ["SCHEMA", "caption", "detail", "geomeans", "load", "main", "table"]
+__all__ = ["SCHEMA", "caption", "detail", "geomeans", "load", "main", "on_gpu", "table"]
 
 SCHEMA = 1
 _KEYS: dict[str, type | tuple[type, ...]] = {
@@ -45,7 +47,9 @@ _MODES = {
     "inference": "inference",
     "training": "training",
     "training_dx": "training, with x's gradient",
+    "forward": "training's forward",  # on the GPU
 }
+_LABELS = {**LABELS, **GPU_LABELS}
 
 Row = dict[str, Any]
 
@@ -128,33 +132,52 @@ def caption(result: dict[str, Any]) -> str:
     commit = (environment["git"]["commit"] or "no commit")[:10]
     if environment["git"]["modified"]:
         commit += " with local changes"
+    machine = f"{environment['cpu']} ({environment['cores']} cores, kernels: {result['isa']})"
+    if on_gpu(result):
+        device = result["device"]
+        driver = device.get("as_found", {}).get("driver_version", "?")
+        machine = (
+            f"{device['name']} ({result['isa']}, cuDNN {device.get('cudnn')}, driver {driver})"
+        )
     return (
-        f"{environment['cpu']} ({environment['cores']} cores, kernels: {result['isa']}), "
+        f"{machine}, "
         f"torch {versions.get('torch', '?')}, fused_lstm {versions.get('fused_lstm', '?')}, "
         f"{environment['date'][:10]}, {commit}"
     )
 
 
-def _threads(count: int) -> str:
-    return f"{count} thread" + ("s" if count > 1 else "")
+def on_gpu(result: dict[str, Any]) -> bool:
+    """Whether a result is gpu.py's."""
+    return "device" in result
+
+
+def _column(threads: int | None, mode: str) -> str:
+    """Head of a table's column; on the GPU there are no threads to count."""
+    if threads is None:
+        return _MODES[mode]
+    return f"{_MODES[mode]}, {threads} thread" + ("s" if threads > 1 else "")
 
 
 def table(
-    result: dict[str, Any], group: str = "core", dtype: str = "float32", peer: str = "torch"
+    result: dict[str, Any], group: str | None = None, dtype: str = "float32", peer: str = "torch"
 ) -> str:
     """The README's table: a shape per line, a mode and thread count per column, peer's time / ours.
 
-    A figure that other work disturbed carries an asterisk. Raises ValueError if nothing matches.
+    Without a group: `core` for the CPU, every shape for a GPU. A figure that other work disturbed
+    carries an asterisk. Raises ValueError if nothing matches.
     """
+    if group is None and not on_gpu(result):
+        group = "core"
     rows = [
         r
         for r in result["rows"]
-        if r["group"] == group and r["dtype"] == dtype and r["fused_versus"].get(peer)
+        if group in (None, r["group"]) and r["dtype"] == dtype and r["fused_versus"].get(peer)
     ]
     if not rows:
-        raise ValueError(f"group, dtype, peer: no row of the result has {group}, {dtype}, {peer}")
+        wanted = f"{group or 'any group'}, {dtype}, {peer}"
+        raise ValueError(f"group, dtype, peer: no row of the result has {wanted}")
     columns = _order((row["threads"], row["mode"]) for row in rows)
-    head = [f"{_MODES[mode]}, {_threads(threads)}" for threads, mode in columns]
+    head = [_column(threads, mode) for threads, mode in columns]
     lines = [
         "| T x B x I x H | " + " | ".join(head) + " |",
         "|---|" + "---:|" * len(columns),
@@ -170,7 +193,11 @@ def table(
                 cell, disturbed = cell + "*", True
             cells.append(cell)
         lines.append(f"| {shape.replace('x', ' x ')} | " + " | ".join(cells) + " |")
-    means = {(m["threads"], m["mode"]): m["ratio"] for m in geomeans(rows) if m["peer"] == peer}
+    means = {
+        (m["threads"], m["mode"]): m["ratio"]
+        for m in geomeans([{**row, "group": "these"} for row in rows])
+        if m["peer"] == peer
+    }
     lines.append(
         "| **geometric mean** | "
         + " | ".join(f"**{means[column]:.2f}**" for column in columns)
@@ -196,7 +223,7 @@ def detail(result: dict[str, Any]) -> str:
             text = "" if ratio is None else "{median:.2f} ({low:.2f} to {high:.2f})".format(**ratio)
             lines.append(
                 f"| {row['shape'].replace('x', ' x ')} | {_MODES[row['mode']]} | {row['dtype']} "
-                f"| {row['threads']} | {LABELS.get(name, name)} | {one['ms']:.4g} "
+                f"| {row['threads'] or ''} | {_LABELS.get(name, name)} | {one['ms']:.4g} "
                 f"| {one['gflops']:.1f} | {share} | {text} "
                 f"| {'disturbed' if row['noise']['noisy'] else ''} |"
             )
@@ -209,7 +236,7 @@ def detail(result: dict[str, Any]) -> str:
     for mean in result["geomeans"]:
         lines.append(
             f"| {mean['group']} ({mean['shapes']}) | {_MODES[mean['mode']]} | {mean['dtype']} "
-            f"| {mean['threads']} | {LABELS.get(mean['peer'], mean['peer'])} "
+            f"| {mean['threads'] or ''} | {_LABELS.get(mean['peer'], mean['peer'])} "
             f"| {mean['ratio']:.2f} | {mean['worst']:.2f} at {mean['worst_shape']} |"
         )
     if result["memory"]:
@@ -250,8 +277,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Print a benchmark result as Markdown.")
     parser.add_argument("result", type=Path, help="a JSON file written by run.py")
     parser.add_argument("--detail", action="store_true", help="every figure")
-    parser.add_argument("--group", default="core", help="which shapes (default: core)")
-    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--group", help="which shapes (default: core; on a GPU all)")
+    parser.add_argument("--dtype", default="float32", help="float32, bfloat16, ...; tf32 on a GPU")
     parser.add_argument("--peer", default="torch", help="against whom (default: torch, nn.LSTM)")
     given = parser.parse_args(arguments)
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,9 +20,17 @@ from benchmarks.peers import (
     prepare,
     workload,
 )
-from benchmarks.timing import Series, Spread, interleave, ratio_of_rounds, spread
+from benchmarks.timing import (
+    Series,
+    Spread,
+    Turn,
+    interleave,
+    ratio_of_rounds,
+    spread,
+    wall_turn,
+)
 
-__all__ = ["MismatchError", "measure_row"]
+__all__ = ["MismatchError", "measure_row", "timed"]
 
 _REFERENCE = "torch"
 
@@ -73,6 +81,44 @@ def _summary(series: Series, reference: Series, operations: float) -> dict[str, 
     }
 
 
+def timed(
+    calls: Mapping[str, Callable[[], object]],
+    operations: float,
+    budget: float,
+    retries: int = 0,
+    threads: int = 1,
+    turn: Turn = wall_turn,
+) -> dict[str, Any]:
+    """The measured part of a row: `implementations`, `fused_versus` and `noise`.
+
+    A measurement that other work disturbed is repeated up to `retries` times and the quietest is
+    kept; if that one was disturbed too, its row says so. nn.LSTM must be among the calls.
+    """
+    best = None
+    for attempt in range(1 + retries):
+        watch = Watch(threads)
+        series = interleave(calls, budget, (_REFERENCE, "fused"), threads, turn)
+        noise = watch.stop()
+        foreign = (noise.other_cores or 0.0) + (noise.stolen_cores or 0.0)
+        if best is None or foreign < best[0]:
+            best = (foreign, series, noise, attempt + 1)
+        if not noise.noisy:
+            break
+    assert best is not None
+    _, series, noise, attempts = best
+    reference = series[_REFERENCE]
+    versus = {
+        name: _as_dict(ratio_of_rounds(one, series["fused"]))
+        for name, one in series.items()
+        if name != "fused" and "fused" in series
+    }
+    return {
+        "implementations": {n: _summary(one, reference, operations) for n, one in series.items()},
+        "fused_versus": versus,
+        "noise": {**dataclasses.asdict(noise), "attempt": attempts},
+    }
+
+
 def measure_row(
     group: str,
     case: Case,
@@ -86,9 +132,6 @@ def measure_row(
 ) -> dict[str, Any]:
     """Measures one shape in one mode, dtype and thread count.
 
-    A measurement that other work disturbed is repeated up to `retries` times and the quietest is
-    kept; if that one was disturbed too, its row says so.
-
     `budget` is in seconds of timing; `unavailable` receives why a peer took no part.
 
     Raises:
@@ -99,25 +142,7 @@ def measure_row(
     work = workload(case, mode, getattr(torch, dtype), threads)
     candidates = _prepare_all(work, peers, unavailable)
     calls = {name: candidate.call for name, candidate in candidates.items()}
-    best = None
-    for attempt in range(1 + retries):
-        watch = Watch(threads)
-        series = interleave(calls, budget, (_REFERENCE, "fused"), threads)
-        noise = watch.stop()
-        foreign = (noise.other_cores or 0.0) + (noise.stolen_cores or 0.0)
-        if best is None or foreign < best[0]:
-            best = (foreign, series, noise, attempt + 1)
-        if not noise.noisy:
-            break
-    assert best is not None
-    _, series, noise, attempts = best
     operations = flops(case, mode)
-    figures = {name: _summary(one, series[_REFERENCE], operations) for name, one in series.items()}
-    versus = {
-        name: _as_dict(ratio_of_rounds(one, series["fused"]))
-        for name, one in series.items()
-        if name != "fused" and "fused" in series
-    }
     return {
         "shape": case.name,
         "group": group,
@@ -125,8 +150,6 @@ def measure_row(
         "dtype": dtype,
         "threads": threads,
         "gflop": operations / 1e9,
-        "plan": explain(work) if "fused" in series else None,
-        "implementations": figures,
-        "fused_versus": versus,
-        "noise": {**dataclasses.asdict(noise), "attempt": attempts},
+        "plan": explain(work) if "fused" in calls else None,
+        **timed(calls, operations, budget, retries, threads),
     }

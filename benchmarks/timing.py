@@ -15,7 +15,16 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-__all__ = ["Series", "Spread", "geometric_mean", "interleave", "ratio_of_rounds", "spread"]
+__all__ = [
+    "Series",
+    "Spread",
+    "Turn",
+    "geometric_mean",
+    "interleave",
+    "ratio_of_rounds",
+    "spread",
+    "wall_turn",
+]
 
 MIN_ROUNDS = 5
 MAX_ROUNDS = 300
@@ -75,8 +84,11 @@ def geometric_mean(values: Iterable[float]) -> float:
     return math.exp(sum(logs) / len(logs))
 
 
-def _turn(call: Callable[[], object], calls: int) -> tuple[float, float]:
-    """(wall, processor) seconds of `calls` calls."""
+Turn = Callable[[Callable[[], object], int], tuple[float, float]]
+
+
+def wall_turn(call: Callable[[], object], calls: int) -> tuple[float, float]:
+    """(wall, processor) seconds of `calls` calls that are done when they return."""
     cpu = time.process_time()
     begin = time.perf_counter()
     for _ in range(calls):
@@ -85,13 +97,13 @@ def _turn(call: Callable[[], object], calls: int) -> tuple[float, float]:
     return wall, time.process_time() - cpu
 
 
-def _warm(call: Callable[[], object]) -> float:
+def _warm(call: Callable[[], object], turn: Turn) -> float:
     """Runs until caches, pools and compilers have settled; returns the seconds of one call."""
     call()
-    seconds, _ = _turn(call, 1)
+    seconds, _ = turn(call, 1)
     if seconds < _LONG_CALL:
         calls = max(2, min(200, int(_LONG_CALL / max(seconds, 1e-6))))
-        seconds = _turn(call, calls)[0] / calls
+        seconds = turn(call, calls)[0] / calls
     return seconds
 
 
@@ -100,12 +112,14 @@ def interleave(
     budget: float,
     principals: Sequence[str] = (),
     threads: int = 1,
+    turn: Turn = wall_turn,
 ) -> dict[str, Series]:
     """Times the candidates in rotating rounds until `budget` seconds are spent.
 
     At least MIN_ROUNDS rounds, however slow. The principals run in every round; each of the others
     leaves once it has had three rounds and its share of half the budget, so that a slow peer does
-    not take the rounds of the pair that matters. Garbage collection is off meanwhile.
+    not take the rounds of the pair that matters. Garbage collection is off meanwhile. `turn` is how
+    a turn is timed: on a GPU by its own events.
     """
     series = {name: Series() for name in candidates}
     others = [name for name in candidates if name not in principals]
@@ -114,7 +128,7 @@ def interleave(
     gc.collect()
     gc.disable()
     try:
-        estimate = {name: _warm(call) for name, call in candidates.items()}
+        estimate = {name: _warm(call, turn) for name, call in candidates.items()}
         calls = {n: max(1, math.ceil(_BLOCK_SECONDS / max(t, 1e-7))) for n, t in estimate.items()}
         names = list(candidates)
         begin = time.perf_counter()
@@ -131,7 +145,7 @@ def interleave(
                     time.sleep(_SETTLE_SECONDS)
                 if estimate[name] < _LONG_CALL:
                     candidates[name]()
-                wall, cpu = _turn(candidates[name], calls[name])
+                wall, cpu = turn(candidates[name], calls[name])
                 mine.seconds.append(wall / calls[name])
                 mine.wall += wall
                 mine.cpu += cpu
