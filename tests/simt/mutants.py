@@ -233,10 +233,10 @@ MUTANTS = [
         "test_backward",
     ),
     Mutant(
-        "no tanh of c in h",
+        "i and f change places in c",
         "gate_math.h",
-        "h = z.o * tanh(c);",
-        "h = z.o * c;",
+        "c = fma(z.f, c_prev, z.i * z.g);",
+        "c = fma(z.i, c_prev, z.f * z.g);",
         "test_forward",
     ),
     Mutant(

@@ -61,7 +61,7 @@ int main(int argc, char** argv) {
   Random random(static_cast<uint64_t>(suite.seed()) + 1000);
   for (int64_t dtype = 0; dtype < 4; ++dtype) {
     std::vector<Case> cases = shape_grid(dtype, static_cast<uint64_t>(suite.seed()) + 1000);
-    const int64_t extra = suite.random_cases(40);
+    const int64_t extra = suite.random_cases(24);
     for (int64_t k = 0; k < extra; ++k) cases.push_back(random_case(random, dtype));
     for (Case& c : cases) {
       draw_run(random, c);
