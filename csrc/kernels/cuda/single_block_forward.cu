@@ -1,8 +1,6 @@
 // Forward of the single-block family: what is queued for one call.
-#include "pointwise.cuh"
 #include "single_block_sequence.cuh"
 #include "single_block_strict.cuh"
-#include "steps.h"
 
 namespace fused_lstm {
 namespace cuda {
@@ -14,14 +12,7 @@ namespace {
 template <class T>
 void queue_projection(Queue& queue, const Problem& p, const ForwardScratch& scratch) {
   const int64_t rows = row_count(p);
-  Operand x = {p.x, Rows{p.x_t, p.x_b}.uniform(p, p.I)};
-  if (scratch.x != nullptr) {  // dense, in the order of the steps
-    const CopyBlocks<T> copy = {
-        p.T,      p.B, p.I, static_cast<const T*>(p.x), p.x_t, p.x_b, static_cast<T*>(scratch.x),
-        p.B * p.I};
-    queue.run(copy_blocks_kernel<T>, cover(rows, p.I), copy);
-    x = {scratch.x, p.I};
-  }
+  const Operand x = queue_x<T>(queue, p, scratch.x);
   for (int32_t d = 0; d < p.D; ++d) {
     queue.multiply(rows, 4 * p.H, p.I, x, {p.weights[d].w_ih, p.I, true},
                    scratch.projected + d * rows * 4 * p.H, false);

@@ -2,9 +2,10 @@
 // packed rows are, choose the instance, and pack weights.
 #pragma once
 
-#include "queue.cuh"
+#include "pointwise.cuh"
 #include "single_block.h"
 #include "single_block_weights.cuh"
+#include "steps.h"
 
 namespace fused_lstm {
 namespace cuda {
@@ -76,6 +77,19 @@ void queue_pack(Queue& queue, const Problem& p, bool input, const Tiles& tiles, 
                   static_cast<unsigned>(p.D)),
              dim3(kPackThreads)},
             call);
+}
+
+// x of all N rows as an operand: as it lies, or made dense in `room`.
+template <class T>
+Operand queue_x(Queue& queue, const Problem& p, void* room) {
+  if (room == nullptr) return {p.x, Rows{p.x_t, p.x_b}.uniform(p, p.I)};
+  const bool packed = p.batch_sizes != nullptr;
+  const int64_t blocks = packed ? 1 : p.T, rows = packed ? row_count(p) : p.B;
+  const CopyBlocks<T> copy = {
+      blocks,    rows, p.I, static_cast<const T*>(p.x), p.x_t, p.x_b, static_cast<T*>(room),
+      rows * p.I};
+  queue.run(copy_blocks_kernel<T>, cover(blocks * rows, p.I), copy);
+  return {room, p.I};
 }
 
 // Calls run(element) with the element type of a call that fits.

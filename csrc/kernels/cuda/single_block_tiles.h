@@ -50,7 +50,7 @@ struct Tiles {
     return share > 255 ? 255 : share;
   }
   constexpr int other_registers() const {
-    if (strict) return 80 + 18 * rows;
+    if (strict) return 84 + 26 * rows;
     return backward ? 68 + (bytes == 2 ? 40 : 52) * row_tiles() : 56 + 28 * row_tiles();
   }
   constexpr int depth_in_registers() const {
