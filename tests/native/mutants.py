@@ -30,8 +30,8 @@ MUTANTS = [
     Mutant(
         "two gates swapped",
         "cpu/pack.h",
-        "pack_transposed(w + (gate * H + p * W) * n",
-        "pack_transposed(w + ((gate ^ 1) * H + p * W) * n",
+        "const S* src = w + (gate * H + p * W) * n;",
+        "const S* src = w + ((gate ^ 1) * H + p * W) * n;",
         "test_forward",
     ),
     Mutant(
