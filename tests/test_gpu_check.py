@@ -254,4 +254,4 @@ def test_the_gpu_tests_run_on_the_cpu_kernels(tmp_path: Path) -> None:
     words += " or nan_in or preactivations or wrong_sizes or no_rows or guards"
     done = subprocess.run([*command, words], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:]
-    assert json.loads(report.read_text())["passed"] >= 20
+    assert json.loads(report.read_text())["passed"] >= 15

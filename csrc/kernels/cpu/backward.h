@@ -536,8 +536,8 @@ class Backward {
   }
   void accumulate_panel(int32_t d, int64_t p, int64_t rows, bool fresh) const {
     const Side& side = sides_[d];
-    constexpr int64_t kBlock = 64;
-    const int64_t blocks = max64(1, rows / kBlock);
+    constexpr int64_t kBlock = 48;
+    const int64_t blocks = ceil_div(rows, kBlock);
     for (int64_t k = 0; k < blocks; ++k) {
       const int64_t r0 = split(rows, k, blocks), r1 = split(rows, k + 1, blocks);
       const E* dz = side.dz + p * panel_stride_ + r0 * G;
