@@ -170,6 +170,16 @@ def test_what_the_sanitizer_says(code: int, text: str, status: str) -> None:
     assert verdict.note.startswith("memcheck: ")
 
 
+def test_the_sanitizer_watches_our_kernels_alone() -> None:
+    rest = "  --report-api-errors arg (=explicit)\n"
+    options = gpu_stages.sanitizer_options
+    assert options(f"  --kernel-name arg\n  --kernel-name-exclude arg\n{rest}") == [
+        "--kernel-name", "kns=fused_lstm", "--report-api-errors", "no",
+    ]  # fmt: skip
+    assert options("  --kernel-regex arg\n") == ["--kernel-regex", "kns=fused_lstm"]
+    assert options("") == []
+
+
 def test_a_missing_sanitizer_is_a_refusal(
     context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -163,6 +163,19 @@ def _tests(context: Context, seconds: float) -> Outcome:
     return Outcome("passed", note, figures)
 
 
+def sanitizer_options(known: str) -> list[str]:
+    """What is asked of compute-sanitizer, of the options that its help (`known`) names.
+
+    Our kernels alone are watched: torch's and cuBLAS's would take all the time. Calls of CUDA that
+    fail are not counted, because torch tries some that may; ours raise.
+    """
+    options = []
+    for name in ("--kernel-name", "--kernel-regex"):  # since CUDA 13, before
+        if name in known and not options:
+            options = [name, "kns=fused_lstm"]
+    return [*options, *(["--report-api-errors", "no"] if "--report-api-errors" in known else [])]
+
+
 def sanitizer_verdict(tool: str, code: int, text: str) -> Outcome:
     """What one run of compute-sanitizer says."""
     if code == TIMED_OUT:
@@ -183,12 +196,12 @@ def _sanitizer(context: Context, seconds: float) -> Outcome:
     if program is None:
         return Outcome("refused", "compute-sanitizer is not installed here")
     asked = subprocess.run([program, "--help"], capture_output=True, text=True, check=False)
-    ours = ["--kernel-regex", "kns=fused_lstm"] if "--kernel-regex" in asked.stdout else []
+    options = sanitizer_options(asked.stdout)
     script = context.root / "tests" / "gpu" / "sanitized.py"
     verdicts = {}
     for tool in ("memcheck", "racecheck"):
         command = [
-            program, "--tool", tool, *ours, "--error-exitcode", _ERRORS_FOUND,
+            program, "--tool", tool, *options, "--error-exitcode", _ERRORS_FOUND,
             context.python, script,
         ]  # fmt: skip
         settings = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # or it would see a few large blocks

@@ -4,6 +4,9 @@
 // one and the same contract.
 #include <cuda_runtime.h>
 
+#include <cstring>
+#include <vector>
+
 #include "kernels_cuda.h"
 #include "run.h"
 #include "single_block.h"
@@ -136,6 +139,40 @@ void check_long_batch(Suite& suite) {
   check(suite, c, 1);
 }
 
+// The same elements, one element past where the copy's memory begins.
+class Shifted {
+ public:
+  Shifted(const void*& data, int64_t elements, size_t size) : copy_(elements * size + 64) {
+    const auto begin = reinterpret_cast<uintptr_t>(copy_.data());
+    unsigned char* const to = copy_.data() + (16 - begin % 16) % 16 + size;
+    std::memcpy(to, data, elements * size);
+    data = to;
+  }
+
+ private:
+  std::vector<unsigned char> copy_;
+};
+
+// States and their gradients may be views that begin at any element: none is aligned to a pair.
+void check_unaligned_states(Suite& suite, const Kind& kind) {
+  Case c = parse_case("T=3 B=9 I=3 H=34 D=2 packed=1");
+  c.dtype = kind.dtype, c.math = kind.math;
+  c.family = c.back_family = kSingleBlock;
+  suite.begin(c);
+  Data data(c);
+  fused_lstm::Problem& p = data.problem;
+  const size_t size = reference::element_size(p.dtype);
+  const int64_t elements = p.D * p.B * p.H;
+  const Shifted h0(p.h0, elements, size), c0(p.c0, elements, size);
+  const Shifted dh_n(data.incoming.dh_n, elements, size);
+  const Shifted dc_n(data.incoming.dc_n, elements, size);
+  const ForwardRun training = run_forward(c, data, true, 0xff);
+  compare_forward(suite, c, data, reference::forward(p), training, "unaligned states");
+  compare_backward(suite, c, data, reference::backward(p, data.incoming),
+                   run_backward(c, data, training, 0xff), "unaligned states");
+  suite.end();
+}
+
 void check_plans(Suite& suite) {
   const auto expect = [&](const std::string& what, const char* text, bool fits) {
     suite.begin(what);
@@ -193,6 +230,7 @@ int main(int argc, char** argv) {
       c.sms = 1;
       check(suite, c, 2);
     }
+    check_unaligned_states(suite, kind);
     // Not finite: no row, unit or step may leak into another through padding or a factor of zero.
     for (int64_t special = 1; special < kSpecials; ++special) {
       Case c = case_of(random, {4, 5, 3, special % 4 < 2 ? 3 : 33}, kind);

@@ -33,6 +33,7 @@ struct BackwardCall {
   const T* dy;            // ?
   int64_t dy_t, dy_b;
   bool wide_dy;          // dy's pairs of units are aligned
+  bool wide_states;      // and those of c0, dh_n and dc_n
   const T *dh_n, *dc_n;  // ? [D, B, H]
   T* dz[2];              // [N, 4H]
   T *dh0, *dc0;          // ? [D, B, H]
@@ -61,7 +62,7 @@ DEVICE void begin_row(const BackwardCall<T>& call, const BlockRows& block, int r
   state.dc[0] = state.dc[1] = 0.0f;
   if (!exists || call.dc_n == nullptr) return;
   const Pair<T> dc =
-      load_pair(call.dc_n + block.state(row, call.hidden) + pair.unit, pair.wide, pair.both);
+      load_pair(call.dc_n + block.state(row, call.hidden) + pair.unit, call.wide_states, pair.both);
   state.dc[0] = device::to_float(dc.first), state.dc[1] = device::to_float(dc.second);
 }
 
@@ -87,7 +88,7 @@ DEVICE void fetch_row(const BackwardCall<T>& call, const BlockRows& block, int r
     to.c_prev = load_pair(cells + (before + b) * hidden, pair.wide, pair.both);
   } else if (call.c0 != nullptr) {
     const Pair<T> c0 =
-        load_pair(call.c0 + block.state(row, hidden) + pair.unit, pair.wide, pair.both);
+        load_pair(call.c0 + block.state(row, hidden) + pair.unit, call.wide_states, pair.both);
     to.c_prev = {device::to_float(c0.first), device::to_float(c0.second)};
   }
   if (s == to.begin) {  // later steps have it from the one before
@@ -116,7 +117,7 @@ DEVICE void backward_cells(const BackwardCall<Stored<Element>>& call, const Bloc
   if (s == state.begin) {  // no step after it: what came is zeros times weights, not all finite
     dh[0] = dh[1] = 0.0f;
     if (call.dh_n != nullptr) {
-      const Pair<T> dh_n = load_pair(call.dh_n + at, pair.wide, pair.both);
+      const Pair<T> dh_n = load_pair(call.dh_n + at, call.wide_states, pair.both);
       dh[0] = device::to_float(dh_n.first), dh[1] = device::to_float(dh_n.second);
     }
   }

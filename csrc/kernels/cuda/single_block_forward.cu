@@ -48,6 +48,7 @@ void queue_forward(Queue& queue, const Problem& p, const Outputs& outputs, const
   call.y_t = packed ? 0 : outputs.y_t;
   call.y_b = outputs.y_b;
   call.wide_y = pairs_are_aligned(call.y, call.y_t, call.y_b, p.H, sizeof(T));
+  call.wide_c0 = pairs_are_aligned(call.c0, 0, 0, p.H, sizeof(T));  // a view may begin anywhere
   call.h_n = static_cast<T*>(outputs.h_n);
   call.c_n = static_cast<T*>(outputs.c_n);
   const ReserveLayout reserve = reserve_layout(p);

@@ -33,10 +33,10 @@ struct ForwardCall {
   const T *h0, *c0;            // ? [D, B, H]
   T* y;
   int64_t y_t, y_b;
-  bool wide_y;      // y's pairs of units are aligned
-  T *h_n, *c_n;     // [D, B, H]
-  T* gates[2];      // ? [N, 4H] activated, for backward
-  float* cells[2];  // ? [N, H]
+  bool wide_y, wide_c0;  // their pairs of units are aligned
+  T *h_n, *c_n;          // [D, B, H]
+  T* gates[2];           // ? [N, 4H] activated, for backward
+  float* cells[2];       // ? [N, H]
 };
 
 // The input of one step on its way into shared memory. Projected rows are copied there directly; x
@@ -120,7 +120,7 @@ DEVICE void load_c0(const ForwardCall<T>& call, const BlockRows& block, int row,
   c[0] = c[1] = 0.0f;
   if (call.c0 == nullptr || row >= block.rows || !pair.exists) return;
   const Pair<T> c0 =
-      load_pair(call.c0 + block.state(row, call.hidden) + pair.unit, pair.wide, pair.both);
+      load_pair(call.c0 + block.state(row, call.hidden) + pair.unit, call.wide_c0, pair.both);
   c[0] = device::to_float(c0.first), c[1] = device::to_float(c0.second);
 }
 
