@@ -434,7 +434,10 @@ def depends(made: Path, file: str) -> bool:
 
 
 def compiler(kernels: Path, native: Path, include: Path) -> list[str]:
-    flags = "-std=c++17 -O1 -w -U_FORTIFY_SOURCE -ffp-contract=off -pthread"
+    flags = (
+        "-std=c++17 -O1 -w -fsanitize=alignment -fno-sanitize-recover=alignment "
+        "-U_FORTIFY_SOURCE -ffp-contract=off -pthread"
+    )
     folders = [include, kernels, kernels / "cuda", native]
     chunk = "-DFUSED_LSTM_CHUNK_BYTES=8192"
     return [os.environ.get("CXX", "g++"), *flags.split(), chunk, *(f"-I{f}" for f in folders)]

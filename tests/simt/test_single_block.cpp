@@ -186,6 +186,7 @@ void check_plans(Suite& suite) {
   expect("but no further", "T=1 B=1 I=1 H=193 dtype=bfloat16", false);
   expect("H = 128 on sm_80", "T=1 B=1 I=1 H=128 dtype=bfloat16 arch=80", true);
   expect("not below sm_80", "T=1 B=1 I=1 H=8 dtype=bfloat16 arch=75", false);
+  expect("nor from sm_100 on", "T=1 B=1 I=1 H=8 dtype=bfloat16 arch=100", false);
   expect("float32 to H = 128", "T=1 B=1 I=1 H=128 dtype=float32", true);
   expect("but not 129", "T=1 B=1 I=1 H=129 dtype=float32", false);
   expect("TF32 to H = 128", "T=1 B=1 I=1 H=128 dtype=float32 math=1", true);

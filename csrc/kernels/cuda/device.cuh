@@ -26,6 +26,21 @@ namespace device {
 using bf16 = __nv_bfloat16;
 using half = __half;
 
+// Whether kernels that keep the weights resident are compiled for this architecture;
+// single_block.cpp knows the same limits. Older ones lack the products, and on newer ones some
+// instances still spill registers in their step loop.
+#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ < 800 || __CUDA_ARCH__ >= 1000)
+constexpr bool kResidentKernels = false;
+#else
+constexpr bool kResidentKernels = true;
+#endif
+// Where they are not: a launch there ends with an error instead of nothing.
+DEVICE void refuse() {
+#ifdef __CUDACC__
+  __trap();
+#endif
+}
+
 // ---- numbers
 // -------------------------------------------------------------------------------------
 

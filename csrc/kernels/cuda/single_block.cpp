@@ -15,10 +15,12 @@ namespace {
 // Every device from here on has 65536 registers per multiprocessor, which Tiles counts on. What
 // differs is shared memory.
 constexpr int32_t kOldestArch = 80;
+constexpr int32_t kNewestArch = 99;  // see device::kResidentKernels
 
 const char* refusal(const Problem& p, const Launch& launch) {
   if (p.dtype == DType::kFloat64) return "float64 does not fit";
   if (launch.device.arch < kOldestArch) return "needs sm_80";
+  if (launch.device.arch > kNewestArch) return "not compiled for sm_100 and newer yet";
   if (p.weights[0].w_hr != nullptr || p.P != p.H) return "h is projected";
   if (p.H > kMostUnits) return "H is too large";
   if (launch.device.sms < 1) return "the device has no multiprocessors";

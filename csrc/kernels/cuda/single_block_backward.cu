@@ -89,7 +89,8 @@ void queue_recurrence(Queue& queue, const Problem& p, const Gradients& gradients
   call.dh_n = static_cast<const T*>(gradients.dh_n);
   call.dc_n = static_cast<const T*>(gradients.dc_n);
   call.wide_states = true;  // a caller's view may begin at any element
-  for (const T* state : {call.c0, call.dh_n, call.dc_n}) {
+  const T* const states[] = {call.c0, call.dh_n, call.dc_n};  // named: see queue.cuh
+  for (const T* state : states) {
     call.wide_states = call.wide_states && pairs_are_aligned(state, 0, 0, p.H, sizeof(T));
   }
   call.dh0 = static_cast<T*>(gradients.dh0);

@@ -154,6 +154,7 @@ DEVICE void backward_cells(const BackwardCall<Stored<Element>>& call, const Bloc
 template <class Element, int kUnits, int kRows>
 __global__ void __launch_bounds__(2 * kUnits, 1)
     backward_kernel(BackwardCall<Stored<Element>> call) {
+  if constexpr (!device::kResidentKernels) return device::refuse();
   using T = Stored<Element>;
   using Resident = ResidentWeights<Element, kUnits, kRows, true>;
   constexpr int kWarps = Resident::kWarps, kRowTiles = Resident::kRowTiles;

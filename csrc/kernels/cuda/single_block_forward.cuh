@@ -176,6 +176,7 @@ DEVICE void forward_cells(const ForwardCall<Stored<Element>>& call, const BlockR
 
 template <class Element, int kUnits, int kRows>
 __global__ void __launch_bounds__(2 * kUnits, 1) forward_kernel(ForwardCall<Stored<Element>> call) {
+  if constexpr (!device::kResidentKernels) return device::refuse();
   using Resident = ResidentWeights<Element, kUnits, kRows, false>;
   constexpr int kWarps = Resident::kWarps, kRowTiles = Resident::kRowTiles;
   constexpr int kProjectedPitch = Resident::kProjectedPitch;

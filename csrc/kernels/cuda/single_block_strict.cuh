@@ -103,6 +103,7 @@ struct StrictWeights {
 
 template <int kUnits, int kRows>
 __global__ void __launch_bounds__(2 * kUnits, 1) strict_forward_kernel(ForwardCall<float> call) {
+  if constexpr (!device::kResidentKernels) return device::refuse();
   using Resident = StrictWeights<kUnits, kRows, false>;
   constexpr int kWarps = Resident::kWarps, kProjectedPitch = Resident::kProjectedPitch;
 
@@ -175,6 +176,7 @@ __global__ void __launch_bounds__(2 * kUnits, 1) strict_forward_kernel(ForwardCa
 
 template <int kUnits, int kRows>
 __global__ void __launch_bounds__(2 * kUnits, 1) strict_backward_kernel(BackwardCall<float> call) {
+  if constexpr (!device::kResidentKernels) return device::refuse();
   using Resident = StrictWeights<kUnits, kRows, true>;
   constexpr int kWarps = Resident::kWarps, kPitch = Resident::kPitch;
 
