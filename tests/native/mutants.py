@@ -189,6 +189,13 @@ MUTANTS = [
         "test_backward",
     ),
     Mutant(
+        "projection: db of a block of steps counted again",
+        "cpu/backward.h",
+        "Vec<E>::set1(0).store(part.db_block + k);",
+        "",
+        "test_backward",
+    ),
+    Mutant(
         "projection: tail of dW_hr written without a mask",
         "cpu/projection.h",
         "static_cast<int>(min64(W, q_.H - k))",

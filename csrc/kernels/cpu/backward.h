@@ -49,6 +49,7 @@ class Backward {
     for (int32_t i = 0; i < plan.threads && i < kMaxParts; ++i) {
       parts_[i].sums = carver.take<E>(max64(q_.B, kInputRows) * 4 * W);
       parts_[i].db = carver.take<E>(q_.D * panels_ * G);
+      parts_[i].db_block = carver.take<E>(projection_.on() ? panels_ * G : 0);
     }
     workspace_bytes_ = carver.used();
     if (workspace == nullptr) return;
@@ -95,6 +96,9 @@ class Backward {
  private:
   static constexpr int kMaxParts = 256;
   static constexpr int64_t kInputRows = 96;  // rows of dx whose dgates stay in L2
+  // With a projection nn.LSTM's peer is torch's plain path, whose sums over steps are more accurate
+  // than oneDNN's: shorter chains for db and dW.
+  static constexpr int64_t kShortSum = 16;
 
   using Columns = ColumnBlocks<E>;
 
@@ -112,8 +116,9 @@ class Backward {
     Reserve<S, E> reserve{nullptr, nullptr, 0};
   };
   struct Part {
-    E* sums;  // [rows][up to 4W]
-    E* db;    // [D][panel][4W]
+    E* sums;      // [rows][up to 4W]
+    E* db;        // [D][panel][4W]
+    E* db_block;  // [panel][4W], with a projection: db of a few steps
   };
   // dgates of one step: panel p, row b at data + p * panel + b * G.
   struct Dgates {
@@ -142,6 +147,7 @@ class Backward {
     }
     for (int32_t i = 0; i < plan_.threads; ++i) {
       for (int64_t k = 0; k < q_.D * panels_ * G; ++k) parts_[i].db[k] = 0;
+      for (int64_t k = 0; projection_.on() && k < panels_ * G; ++k) parts_[i].db_block[k] = 0;
     }
     if (g_.dx && q_.D == 2) {
       std::memset(g_.dx, 0, static_cast<size_t>(steps_.offset(q_.T) * q_.I) * sizeof(S));
@@ -319,8 +325,11 @@ class Backward {
         const int64_t v0 = units.first(block), v1 = units.first(block + 1);
         for (int64_t p = v0; p < v1; ++p) {
           pointwise<true>(d, s, chunk, p, b0, b1, part.sums + (p - v0) * W, (v1 - v0) * W,
-                          part.db + (d * panels_ + p) * G);
+                          part.db_block + p * G);
         }
+      }
+      if (s % kShortSum == 0 || s == first) {
+        add_db_block(d, units.first(u0), units.first(u1), part);
       }
       if (barrier) barrier->wait(parties);
     }
@@ -332,6 +341,15 @@ class Backward {
       write_dh0(d, block, b0, b0, end, part.sums);
     }
     write_dc0(d, units.first(u0), units.first(u1), b0, end);
+  }
+
+  // Adds db of the last steps of panels [p0, p1) to that of all before, and begins anew.
+  void add_db_block(int32_t d, int64_t p0, int64_t p1, const Part& part) const {
+    for (int64_t k = p0 * G; k < p1 * G; k += W) {
+      E* db = part.db + d * panels_ * G + k;
+      (Vec<E>::load(db) + Vec<E>::load(part.db_block + k)).store(db);
+      Vec<E>::set1(0).store(part.db_block + k);
+    }
   }
 
   // dh of processing step s, one column block, rows [b0, b1): what the later step hands back (sums,
@@ -536,8 +554,8 @@ class Backward {
   }
   void accumulate_panel(int32_t d, int64_t p, int64_t rows, bool fresh) const {
     const Side& side = sides_[d];
-    constexpr int64_t kBlock = 48;
-    const int64_t blocks = ceil_div(rows, kBlock);
+    const int64_t block = projection_.on() ? 2 * kShortSum : 64;
+    const int64_t blocks = max64(1, rows / block);
     for (int64_t k = 0; k < blocks; ++k) {
       const int64_t r0 = split(rows, k, blocks), r1 = split(rows, k + 1, blocks);
       const E* dz = side.dz + p * panel_stride_ + r0 * G;

@@ -194,7 +194,7 @@ class BackwardProjection {
   void weight_gradient(const Parallel& parallel, int32_t d, int64_t rows, bool fresh) const {
     const Side& side = sides_[d];
     if (side.dw == nullptr) return;
-    constexpr int64_t kBlock = 64;
+    constexpr int64_t kBlock = 32;  // as in accumulate_panel
     const int64_t threads = min64(plan_.threads, columns_.blocks);
     run_tasks(parallel, threads, [&](int64_t i) {
       const int64_t end = split(columns_.blocks, i + 1, threads);
