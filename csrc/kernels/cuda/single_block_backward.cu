@@ -90,10 +90,10 @@ void queue_recurrence(Queue& queue, const Problem& p, const Gradients& gradients
   call.wide_dy = pairs_are_aligned(call.dy, call.dy_t, call.dy_b, p.H, sizeof(T));
   call.dh_n = static_cast<const T*>(gradients.dh_n);
   call.dc_n = static_cast<const T*>(gradients.dc_n);
-  call.wide_states = true;  // a caller's view may begin at any element
-  for (const T* state : {call.c0, call.dh_n, call.dc_n}) {
-    call.wide_states = call.wide_states && pairs_are_aligned(state, 0, 0, p.H, sizeof(T));
-  }
+  const auto aligned = [&](const T* state) {  // a caller's view may begin at any element
+    return pairs_are_aligned(state, 0, 0, p.H, sizeof(T));
+  };
+  call.wide_states = aligned(call.c0) && aligned(call.dh_n) && aligned(call.dc_n);
   call.dh0 = static_cast<T*>(gradients.dh0);
   call.dc0 = static_cast<T*>(gradients.dc0);
   call.db = scratch.db;
