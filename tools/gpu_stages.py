@@ -169,7 +169,7 @@ def sanitizer_options(known: str) -> list[str]:
     Our kernels alone are watched: torch's and cuBLAS's would take all the time. Calls of CUDA that
     fail are not counted, because torch tries some that may; ours raise.
     """
-    options = []
+    options: list[str] = []
     for name in ("--kernel-name", "--kernel-regex"):  # since CUDA 13, before
         if name in known and not options:
             options = [name, "kns=fused_lstm"]

@@ -1,6 +1,8 @@
 // Backward of the single-block family: what is queued for one call.
+#include "pointwise.cuh"
 #include "single_block_sequence.cuh"
 #include "single_block_strict.cuh"
+#include "steps.h"
 
 namespace fused_lstm {
 namespace cuda {
@@ -88,11 +90,10 @@ void queue_recurrence(Queue& queue, const Problem& p, const Gradients& gradients
   call.wide_dy = pairs_are_aligned(call.dy, call.dy_t, call.dy_b, p.H, sizeof(T));
   call.dh_n = static_cast<const T*>(gradients.dh_n);
   call.dc_n = static_cast<const T*>(gradients.dc_n);
-  call.wide_states = true;  // a caller's view may begin at any element
-  const T* const states[] = {call.c0, call.dh_n, call.dc_n};  // named: see queue.cuh
-  for (const T* state : states) {
-    call.wide_states = call.wide_states && pairs_are_aligned(state, 0, 0, p.H, sizeof(T));
-  }
+  const auto aligned = [&](const T* state) {  // a caller's view may begin at any element
+    return pairs_are_aligned(state, 0, 0, p.H, sizeof(T));
+  };
+  call.wide_states = aligned(call.c0) && aligned(call.dh_n) && aligned(call.dc_n);
   call.dh0 = static_cast<T*>(gradients.dh0);
   call.dc0 = static_cast<T*>(gradients.dc0);
   call.db = scratch.db;
@@ -124,7 +125,14 @@ void queue_weight_gradients(Queue& queue, const Problem& p, const Gradients& gra
                             const Sequence& sequence) {
   const int64_t rows = row_count(p), H = p.H;
   const auto dz = [&](int32_t d) { return static_cast<const T*>(scratch.dz) + d * rows * 4 * H; };
-  const Operand x = queue_x<T>(queue, p, scratch.x);
+  Operand x = {p.x, Rows{p.x_t, p.x_b}.uniform(p, p.I)};
+  if (scratch.x != nullptr) {
+    const CopyBlocks<T> copy = {
+        p.T,      p.B, p.I, static_cast<const T*>(p.x), p.x_t, p.x_b, static_cast<T*>(scratch.x),
+        p.B * p.I};
+    queue.run(copy_blocks_kernel<T>, cover(rows, p.I), copy);
+    x = {scratch.x, p.I};
+  }
   for (int32_t d = 0; d < p.D; ++d) {
     const auto& wanted = gradients.weights[d];
     if (wanted.dw_ih != nullptr) {
