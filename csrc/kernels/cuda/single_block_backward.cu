@@ -1,8 +1,6 @@
 // Backward of the single-block family: what is queued for one call.
-#include "pointwise.cuh"
 #include "single_block_sequence.cuh"
 #include "single_block_strict.cuh"
-#include "steps.h"
 
 namespace fused_lstm {
 namespace cuda {
@@ -125,14 +123,7 @@ void queue_weight_gradients(Queue& queue, const Problem& p, const Gradients& gra
                             const Sequence& sequence) {
   const int64_t rows = row_count(p), H = p.H;
   const auto dz = [&](int32_t d) { return static_cast<const T*>(scratch.dz) + d * rows * 4 * H; };
-  Operand x = {p.x, Rows{p.x_t, p.x_b}.uniform(p, p.I)};
-  if (scratch.x != nullptr) {
-    const CopyBlocks<T> copy = {
-        p.T,      p.B, p.I, static_cast<const T*>(p.x), p.x_t, p.x_b, static_cast<T*>(scratch.x),
-        p.B * p.I};
-    queue.run(copy_blocks_kernel<T>, cover(rows, p.I), copy);
-    x = {scratch.x, p.I};
-  }
+  const Operand x = queue_x<T>(queue, p, scratch.x);
   for (int32_t d = 0; d < p.D; ++d) {
     const auto& wanted = gradients.weights[d];
     if (wanted.dw_ih != nullptr) {
