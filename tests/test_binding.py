@@ -106,6 +106,13 @@ def test_packed_refuses_other_kinds() -> None:
         forward(batch_sizes=torch.tensor([3, 3, 3, 3]))
 
 
+def test_a_result_larger_than_memory_says_so() -> None:
+    """An expanded x costs nothing, its y would be a hundred petabytes."""
+    x, w_ih = torch.zeros(1, 1, 1).expand(1 << 27, 1 << 24, 1), torch.zeros(4, 1)
+    with pytest.raises(RuntimeError, match="memory"):
+        torch.ops.fused_lstm.forward(x, None, None, None, w_ih, w_ih, *[None] * 8, False)
+
+
 def test_backward_refuses() -> None:
     inputs = arguments()
     y, h_n, _, reserve = torch.ops.fused_lstm.forward(*inputs, True)

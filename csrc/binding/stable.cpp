@@ -144,8 +144,9 @@ Tensor empty(Sizes sizes, int32_t torch_dtype, DeviceId device) {
       aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.begin(), strides,
                                torch_dtype, device.type, device.index, &handle);
   if (code != TORCH_SUCCESS) {
+    // The shim keeps the reason to itself and prints it; this is the likely one.
     throw std::runtime_error("torch could not allocate a tensor of sizes " +
-                             bracketed(sizes.begin(), sizes.end()));
+                             bracketed(sizes.begin(), sizes.end()) + ": out of memory");
   }
   return Tensor(handle);
 }
