@@ -219,7 +219,10 @@ Status backward(const Problem& problem, const Gradients& gradients, void* worksp
 void explain(const Problem& problem, bool training, int32_t threads, char* text,
              size_t text_bytes) {
   const Plan plan = plan_forward(problem, training, usable(threads), facts_of(problem.dtype));
-  std::snprintf(text, text_bytes, "cpu %s: %s, input %s%s, %d task%s%s", isa_name(active_isa()),
+  const bool pairs =
+      problem.dtype == DType::kBFloat16 && &kernels(problem.dtype) == avx512_bfloat16_kernels();
+  std::snprintf(text, text_bytes, "cpu %s%s: %s, input %s%s, %d task%s%s", isa_name(active_isa()),
+                pairs ? " with bfloat16 products" : "",
                 plan.dot ? "dot products on the weights as they lie" : "packed gate panels",
                 plan.fused ? "fused into each step" : "projected ahead in chunks",
                 projects(problem) ? ", h projected after each step" : "", plan.threads,
