@@ -119,9 +119,11 @@ struct Tile {
   }
   // The same over n elements of a, in (n + 1) / 2 rows of w.
   FL_INLINE void accumulate(const BFloat16* a, int64_t a_row, const E* w, int64_t w_k, int64_t n) {
+    const int64_t pairs = n / 2;
+    int64_t k = 0;
 #pragma GCC unroll 2
-    for (int64_t k = 0; k < n / 2; ++k) step(a + 2 * k, a_row, w + k * w_k, true);
-    if (n % 2 != 0) step(a + n - 1, a_row, w + n / 2 * w_k, false);
+    for (; k < pairs; ++k) step(a + 2 * k, a_row, w + k * w_k, true);
+    if (n % 2 != 0) step(a + n - 1, a_row, w + k * w_k, false);
   }
 #endif
 };
