@@ -10,6 +10,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <mutex>
 #include <vector>
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -35,10 +36,14 @@ class Guarded {
     data_ = pages_ + kPage + lead;
     std::memset(pages_ + kPage, kPattern, span_);
     forbid_slack(true);
+    const std::lock_guard<std::mutex> lock(blocks_mutex_);
     blocks_.push_back(this);
   }
   ~Guarded() {
-    blocks_.erase(std::find(blocks_.begin(), blocks_.end(), this));
+    {
+      const std::lock_guard<std::mutex> lock(blocks_mutex_);
+      blocks_.erase(std::find(blocks_.begin(), blocks_.end(), this));
+    }
     forbid_slack(false);
     munmap(pages_, span_ + 2 * kPage);
   }
@@ -53,8 +58,12 @@ class Guarded {
   void allow(bool allowed) const {
     mprotect(pages_ + kPage, span_, allowed ? PROT_READ | PROT_WRITE : PROT_NONE);
   }
-  // Every block that lives.
-  static const std::vector<Guarded*>& blocks() { return blocks_; }
+  // Calls visit(block) for every block that lives.
+  template <class Visit>
+  static void for_each(Visit visit) {
+    const std::lock_guard<std::mutex> lock(blocks_mutex_);
+    for (const Guarded* block : blocks_) visit(*block);
+  }
 
   // True while no byte outside the block has changed.
   bool intact() const {
@@ -90,6 +99,7 @@ class Guarded {
 #endif
   }
 
+  inline static std::mutex blocks_mutex_;  // tests of threads make blocks on several
   inline static std::vector<Guarded*> blocks_;
   size_t bytes_ = 0, span_ = 0;
   unsigned char* pages_ = nullptr;

@@ -21,9 +21,9 @@ std::string complaint_of_call;
 const Guarded* host_memory = nullptr;  // batch_sizes of the call under way
 
 void enter_device(bool entered) {
-  for (const Guarded* block : Guarded::blocks()) {
-    block->allow(block == host_memory ? !entered : entered);
-  }
+  Guarded::for_each([&](const Guarded& block) {
+    block.allow(&block == host_memory ? !entered : entered);
+  });
 }
 
 bool multiply(void* context, const cuda::Product& product) {
