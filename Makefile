@@ -81,7 +81,7 @@ format: $(DEV_STAMP)
 	$(BIN)/clang-format -i $(FORMATTED)
 
 sanitize:
-	+$(MAKE) --no-print-directory -C tests/native run-asan run-tsan
+	+$(MAKE) --no-print-directory -C tests/native -j $(JOBS) run-asan run-tsan
 
 # What is built lies in build/ and not in fused_lstm/: the package of .venv stays as it is. The tests
 # are those that say something about the binding; all others are the same with any torch.
