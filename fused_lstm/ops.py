@@ -33,8 +33,13 @@ def forward(
     The reserve is what `backward` needs besides inputs and y: opaque bytes, of shape [0] when the
     last but one argument, save_for_backward, is False. The last, tf32, lets float32 products on
     CUDA tensors be formed in TF32; on the CPU it says nothing.
+
+    Raises torch.OutOfMemoryError where a GPU's memory does not suffice.
     """
-    return _forward(x, batch_sizes, h0, c0, *weights_save_tf32)
+    try:
+        return _forward(x, batch_sizes, h0, c0, *weights_save_tf32)
+    except RuntimeError as error:
+        raise _as_torch_has_it(error) from None
 
 
 def backward(
@@ -51,8 +56,22 @@ def backward(
 
     Bit k of the mask asks for result k. `db` is the gradient of b_ih and of b_hh alike. The reserve
     is only read, so that a second call gives the same result to the bit.
+
+    Raises torch.OutOfMemoryError where a GPU's memory does not suffice.
     """
-    return _backward(dy, dh_n, dc_n, x, batch_sizes, h0, c0, *weights_y_reserve_needs_tf32)
+    try:
+        return _backward(dy, dh_n, dc_n, x, batch_sizes, h0, c0, *weights_y_reserve_needs_tf32)
+    except RuntimeError as error:
+        raise _as_torch_has_it(error) from None
+
+
+def _as_torch_has_it(error: RuntimeError) -> RuntimeError:
+    """The error itself, or for a full GPU the class of it that torch raises.
+
+    The extension can only say so in words (csrc/binding/stable.cpp): the class does not get through
+    torch's stable interface.
+    """
+    return torch.OutOfMemoryError(str(error)) if "CUDA out of memory" in str(error) else error
 
 
 def _missing(*_: Any) -> Any:
