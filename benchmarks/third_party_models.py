@@ -7,6 +7,7 @@ The packages are the extra `models` of pyproject.toml; `make test-models` instal
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -87,7 +88,9 @@ def _forecasting(kind: str, **options: Any) -> Subject:
         max_prediction_length=20,
     )
     x, _ = next(iter(dataset.to_dataloader(train=True, batch_size=64, num_workers=0)))
-    model = getattr(pytorch_forecasting, kind).from_dataset(dataset, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about hyperparameters that are modules
+        model = getattr(pytorch_forecasting, kind).from_dataset(dataset, **options)
 
     def call() -> Sequence[Tensor]:
         return [model(x)["prediction"]]
