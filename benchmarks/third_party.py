@@ -49,8 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(table(json.loads(options.table.read_text())))
         return 0
     torch.set_num_threads(options.threads)
-    given = sys.argv[1:] if arguments is None else list(arguments)
-    result: dict[str, Any] = {"environment": describe(" ".join(["make bench-models", *given]))}
+    given = " ".join(sys.argv[1:] if arguments is None else arguments)
+    command = f'make bench-models ARGS="{given}"' if given else "make bench-models"
+    result: dict[str, Any] = {"environment": describe(command)}
     result["environment"]["versions"].update({name: version(name) for name in PACKAGES})
     result["threads"] = options.threads
     result["rows"] = []

@@ -229,7 +229,7 @@ def test_info_of_a_projection_and_of_another_device(capsys: pytest.CaptureFixtur
         with pytest.raises(SystemExit):
             info.main(wrong)
         assert reason in capsys.readouterr().err
-    with pytest.raises(ValueError, match="dtype: expected one of float32, .*, got int8"):
+    with pytest.raises(ValueError, match=r"dtype: expected one of float32, .*, got int8"):
         info.describe(dtype="int8")
 
 
