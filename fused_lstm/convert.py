@@ -251,9 +251,7 @@ def _check_subclass(cls: type, torch_class: type, over: type) -> None:
     for base in between:
         for name in vars(base):
             if name in ours or (torch_class is nn.LSTM and name in _USED_BY_TORCH):
-                raise _KeptError(
-                    f"{base.__qualname__}.{name} changes what nn.LSTM.forward relies on"
-                )
+                raise _KeptError(f"forward relies on {name}, which {base.__qualname__} overrides")
         forward = vars(base).get("forward")
         if forward is not None and not _calls_super_forward(forward):
             raise _KeptError(f"{base.__qualname__}.forward does not call super().forward")

@@ -8,6 +8,7 @@ import copy
 import pickle
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -377,6 +378,13 @@ class OwnChecks(nn.LSTM):
         raise RuntimeError("not so")
 
 
+class SameName(nn.LSTMCell):
+    """Has by chance a method that our cell has too."""
+
+    def _scripted(self) -> None:
+        raise AssertionError
+
+
 class Refuses(nn.LSTM):
     """May not be extended."""
 
@@ -414,7 +422,8 @@ def scripted() -> nn.Module:
 
 STAY = (
     (lambda: OwnMathematics(3, 4), "OwnMathematics.forward does not call super().forward"),
-    (lambda: OwnChecks(3, 4), "OwnChecks.check_forward_args changes what nn.LSTM.forward relies"),
+    (lambda: OwnChecks(3, 4), "forward relies on check_forward_args, which OwnChecks overrides"),
+    (lambda: SameName(3, 4), "forward relies on _scripted, which SameName overrides"),
     (lambda: Refuses(3, 4), "its class cannot be extended: final"),
     (replaced_forward, "its forward was replaced on the instance"),
     (uninitialised, "it is not initialised yet: run a batch through the model first"),
@@ -523,3 +532,33 @@ def test_another_object_is_refused(function: Callable[[Any], Any]) -> None:
 
     with pytest.raises(TypeError, match=r"model: expected a torch.nn.Module, got .*Agent"):
         function(Agent())
+
+
+def test_models_wrapped_by_distributed(tmp_path: Path) -> None:
+    """DistributedDataParallel and fully_shard hold the module or its parameters; both go on."""
+    from torch.distributed.fsdp import fully_shard
+
+    x = torch.randn(7, 3, 5)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
+    )
+    try:
+        inner = Inner(nn.LSTM(5, 6))
+        expected = results(inner, x)
+        parallel = nn.parallel.DistributedDataParallel(inner)
+        assert outcomes(convert, parallel)[0].name == "module.lstm"
+        parallel(x).square().sum().backward()
+        assert computed_by_ours(parallel(x))
+        gradients = [p.grad for p in inner.parameters() if p.grad is not None]
+        assert_close([parallel(x), *gradients], [expected[0], *expected[2:]])
+
+        sharded = fully_shard(revert(copy.deepcopy(inner)))
+        convert(sharded)
+        assert computed_by_ours(sharded(x))
+        assert error(sharded(x), expected[0]) < OUTPUT_TOLERANCE[F32]
+        alone = fully_shard(nn.LSTM(5, 6))
+        (outcome,) = outcomes(convert, alone)
+        assert outcome.reason == "fully_shard has wrapped it: convert the model before"
+        alone(x)
+    finally:
+        torch.distributed.destroy_process_group()
