@@ -120,7 +120,8 @@ def table(result: dict[str, Any]) -> str:
     for row in result["rows"]:
         before, after = row["milliseconds"]["before"], row["milliseconds"]["after"]
         ratio = "{median:.2f} ({low:.2f} to {high:.2f})".format(**row["ratio"])
-        lines.append(f"| {row['model']} | {row['mode']} | {before:.3g} | {after:.3g} | {ratio} |")
+        times = " | ".join(f"{t:.0f}" if t >= 100 else f"{t:.3g}" for t in (before, after))
+        lines.append(f"| {row['model']} | {row['mode']} | {times} | {ratio} |")
     environment, noisy = result["environment"], sum(bool(row["noisy"]) for row in result["rows"])
     versions = environment["versions"]
     packages = ", ".join(f"{name} {versions[name]}" for name in ("torch", *PACKAGES))
