@@ -9,6 +9,7 @@
 # make cuda-build  compile, link and import the CUDA kernels under a torch with CUDA (5.5 GB, in an
 #               environment of its own), run a part of the CPU tests there, report registers and
 #               spills; no GPU needed       ARCHS=all  or  ARCHS="8.0;9.0a"
+# make test-models  other packages' models before and after `convert`, in an environment of its own
 # make cuda-link   compile and link them with the torch that is there, for one old and one new GPU
 # make clean    everything built; make distclean also removes the virtual environment
 #
@@ -20,6 +21,7 @@ TORCH ?= 2.13.0
 TORCH_INDEX ?=
 DATA_ROOT ?= $(if $(wildcard ../shared/data/MNIST),../shared/data,data)
 ARGS ?=
+MODELS_VENV ?= .venv-models
 CUDA_VENV ?= .venv-cuda
 CUDA_TORCH ?= 2.14.1
 ARCHS ?= 7.5;9.0a
@@ -36,11 +38,12 @@ FORMATTED := $(CSRC) $(wildcard tests/native/*.cpp tests/native/*.h benchmarks/*
 # Each step of the environment leaves a stamp in it. SETTINGS changes only when its content does.
 SETTINGS := $(VENV)/.stamp-settings
 TORCH_STAMP := $(VENV)/.stamp-torch
+MODELS_STAMP := $(MODELS_VENV)/.stamp-models
 PACKAGE_STAMP := $(VENV)/.stamp-package
 DEV_STAMP := $(VENV)/.stamp-dev
 BENCH_STAMP := $(VENV)/.stamp-bench
 
-.PHONY: help train test test-python test-native test-simt bench gpu-check gpu-baseline lint format \
+.PHONY: help train test test-models bench-models test-python test-native test-simt bench gpu-check gpu-baseline lint format \
         sanitize wheel sdist clean distclean setup always cuda-build cuda-link
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile | sed '/^PYTHON/,$$d'
@@ -58,6 +61,14 @@ test-simt:
 	+$(MAKE) --no-print-directory -C tests/simt -j $(JOBS) build
 	+$(MAKE) --no-print-directory -C tests/simt run ARGS=
 	+$(MAKE) --no-print-directory -C tests/simt mutants ARGS="--quick --jobs $(JOBS)"
+
+# The extension that .venv built, in an environment that those packages cannot disturb .venv from.
+# One thread: their many small operators wait for each other where two share a busy core.
+IN_MODELS = PYTHONPATH="$(CURDIR):$(CURDIR)/tests" $(MODELS_VENV)/bin/python
+test-models: $(MODELS_STAMP)
+	OMP_NUM_THREADS=1 FUSED_LSTM_ALL_MODELS=1 $(IN_MODELS) -m pytest -q tests/models $(ARGS)
+bench-models: $(MODELS_STAMP)
+	$(IN_MODELS) benchmarks/third_party.py $(ARGS)
 
 bench: $(BENCH_STAMP)
 	$(PY) benchmarks/run.py $(ARGS)
@@ -120,7 +131,7 @@ clean:
 	find . -name __pycache__ -type d -not -path './.venv*' -prune -exec rm -rf {} +
 	rm -f $(PACKAGE_STAMP)
 distclean: clean
-	rm -rf .venv .venv-cuda
+	rm -rf .venv .venv-cuda .venv-models
 
 setup: $(DEV_STAMP)
 
@@ -146,6 +157,14 @@ $(PACKAGE_STAMP): $(TORCH_STAMP) pyproject.toml setup.py tools/cuda_build.py fus
 # What the tools need beyond that; order-only, so that a change in csrc/ does not ask pip again.
 $(DEV_STAMP): pyproject.toml $(TORCH_STAMP) | $(PACKAGE_STAMP)
 	$(PIP) $$($(PY) tools/extra.py dev)
+	@touch $@
+$(MODELS_STAMP): pyproject.toml $(TORCH_STAMP) | $(PACKAGE_STAMP)
+	@echo "setting up $(MODELS_VENV) with other packages' models (once)"
+	@test -x $(MODELS_VENV)/bin/python || $(PYTHON) -m venv $(MODELS_VENV)
+	$(MODELS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check \
+	    $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) 'torch==$(TORCH)' torchvision
+	$(MODELS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check \
+	    'pytest>=8' 'torch==$(TORCH)' $$($(PY) tools/extra.py models)
 	@touch $@
 $(BENCH_STAMP): pyproject.toml $(TORCH_STAMP) | $(PACKAGE_STAMP)
 	$(PIP) $$($(PY) tools/extra.py bench)
