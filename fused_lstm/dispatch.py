@@ -93,7 +93,10 @@ def _compute(
         rounds = batch_sizes is None and not is_cell
         x, hx, weights, result_dtypes = _autocast(x, hx, weights, rounds)
     _check_uniform(x, hx, weights)
-    layer_of = function.reference_layer if transformed else function.lstm_layer
+    layer_of: Any = function.lstm_layer
+    if transformed:
+        by_rule = _has_rules() and not _must_use_torch(x, hx, weights)
+        layer_of = function.mapped_layer if by_rule else function.reference_layer
     y, h_n, c_n = _layers(layer_of, x, batch_sizes, hx, weights, options)
     if result_dtypes is not None:
         y, h_n, c_n = (t.to(d) for t, d in zip((y, h_n, c_n), result_dtypes, strict=True))
@@ -193,6 +196,15 @@ def _is_transformed() -> bool:
     if torch.compiler.is_compiling():
         return False
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def _has_rules() -> bool:
+    """True where every transform of torch.func that is active has a rule for the Functions."""
+    if forward_ad._current_level >= 0:
+        return False
+    stack = torch._C._functorch.get_interpreter_stack() or ()
+    kinds = torch._C._functorch.TransformType
+    return all(level.key() in (kinds.Vmap, kinds.Grad) for level in stack)
 
 
 def _no_kernel(device: torch.device, dtype: torch.dtype) -> str | None:
