@@ -33,15 +33,7 @@ def map_forward(
     dims: Sequence[int | None],  # the mapped dimension of each argument
     arguments: Sequence[Any],
 ) -> Mapped:
-    """What `layer` gives for N calls; there is one reserve for all where their rows were folded.
-
-    Raises RuntimeError where batch_sizes is mapped.
-    """
-    if dims[1] is not None:
-        raise RuntimeError(
-            "batch_sizes: expected the same lengths for all calls that vmap maps, got batch_sizes "
-            "mapped too. Map the data alone, or pad the sequences to one length"
-        )
+    """What `layer` gives for N calls; there is one reserve for all where their rows were folded."""
     if any(d is not None for d in dims[4:14]):
         return _one_by_one(layer, N, dims, arguments)
     y, h_n, c_n, reserve = layer(*_fold_inputs(N, dims[:4], arguments[:4]), *arguments[4:])

@@ -4,8 +4,8 @@ Three ways lead through. The fused operator, wherever it has a kernel (on a GPU:
 turned on, see `_extension.py`). PyTorch's own LSTM, for the
 devices, dtypes and options without one and in graphs that must run elsewhere: whatever
 torch.nn.LSTM accepts works here too, and `explain_plan` says which way is taken. And the
-specification in `reference.py`, under torch.func's transforms and forward-mode differentiation,
-which need PyTorch's own operators one by one.
+specification in `reference.py`, under forward-mode differentiation and wherever torch.func
+transforms a call for which the operator has no kernel.
 """
 
 from collections.abc import Sequence
@@ -41,8 +41,8 @@ def stack(
     options: Options,
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """All layers of a checked call, by whichever way computes them."""
-    transformed = _is_transformed()
-    if not transformed and _must_use_torch(x, hx, weights):
+    transforms = _transforms()
+    if not transforms and _must_use_torch(x, hx, weights):
         num_layers, bias, dropout, training, bidirectional, proj_size = options
         if hx is None:
             rows, hidden = num_layers * (2 if bidirectional else 1), weights[0].shape[0] // 4
@@ -50,7 +50,7 @@ def stack(
         flags = (bool(bias), num_layers, float(dropout), bool(training), bool(bidirectional))
         y, h_n, c_n = torch_lstm(x, batch_sizes, hx[0], hx[1], list(weights), *flags)
         return y, (h_n, c_n)
-    y, h_n, c_n = _compute(transformed, x, batch_sizes, hx, weights, options)
+    y, h_n, c_n = _compute(transforms, x, batch_sizes, hx, weights, options)
     return y, (h_n, c_n)
 
 
@@ -63,23 +63,23 @@ def cell(
     b_hh: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     weights = (w_ih, w_hh) if b_ih is None or b_hh is None else (w_ih, w_hh, b_ih, b_hh)
-    transformed = _is_transformed()
+    transforms = _transforms()
     (batch, features), hidden = x.shape, w_hh.shape[1]
     fits = features == w_ih.shape[1] and features > 0 and hidden > 0
     if fits and hx is not None:
         fits = hx[0].shape == hx[1].shape == (batch, hidden)
-    if not fits or (not transformed and _must_use_torch(x, hx, weights)):
+    if not fits or (not transforms and _must_use_torch(x, hx, weights)):
         if hx is None:
             hx = (x.new_zeros(batch, hidden),) * 2
         return _VF.lstm_cell(x, tuple(hx), w_ih, w_hh, b_ih, b_hh)  # or its error
     state = None if hx is None else (hx[0].unsqueeze(0), hx[1].unsqueeze(0))
     options = Options(1, len(weights) == 4, 0.0, False, False, 0)
-    _, h, c = _compute(transformed, x.unsqueeze(0), None, state, weights, options, is_cell=True)
+    _, h, c = _compute(transforms, x.unsqueeze(0), None, state, weights, options, is_cell=True)
     return h.squeeze(0), c.squeeze(0)
 
 
 def _compute(
-    transformed: bool,
+    transforms: str,  # see _transforms
     x: Tensor,
     batch_sizes: Tensor | None,
     hx: Sequence[Tensor] | None,
@@ -87,16 +87,17 @@ def _compute(
     options: Options,
     is_cell: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """By the fused operator, or transformed by the specification; either with autocast's types."""
+    """By the fused operator, or by the specification; either with autocast's types."""
     result_dtypes = None
     if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(x.device.type):
         rounds = batch_sizes is None and not is_cell
         x, hx, weights, result_dtypes = _autocast(x, hx, weights, rounds)
     _check_uniform(x, hx, weights)
     layer_of: Any = function.lstm_layer
-    if transformed:
-        by_rule = _has_rules() and not _must_use_torch(x, hx, weights)
-        layer_of = function.mapped_layer if by_rule else function.reference_layer
+    if transforms:
+        by_rule = transforms == "rules" and not torch.compiler.is_compiling()  # Dynamo cannot
+        by_rule = by_rule and not _must_use_torch(x, hx, weights)
+        layer_of = function.transformed_layer if by_rule else function.reference_layer
     y, h_n, c_n = _layers(layer_of, x, batch_sizes, hx, weights, options)
     if result_dtypes is not None:
         y, h_n, c_n = (t.to(d) for t, d in zip((y, h_n, c_n), result_dtypes, strict=True))
@@ -191,20 +192,20 @@ def _check_uniform(x: Tensor, hx: Sequence[Tensor] | None, weights: Sequence[Ten
                 )
 
 
-def _is_transformed() -> bool:
-    """True under torch.func's transforms and inside a level of forward-mode differentiation."""
-    if torch.compiler.is_compiling():
-        return False
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+@_extension.constant_in_graphs
+def _transforms() -> str:
+    """What transforms the call: "" for nothing, "rules" for those that LstmLayer has a rule for.
 
-
-def _has_rules() -> bool:
-    """True where every transform of torch.func that is active has a rule for the Functions."""
+    "any" for all others of torch.func, and for a level of forward-mode differentiation.
+    """
     if forward_ad._current_level >= 0:
-        return False
-    stack = torch._C._functorch.get_interpreter_stack() or ()
-    kinds = torch._C._functorch.TransformType
-    return all(level.key() in (kinds.Vmap, kinds.Grad) for level in stack)
+        return "any"
+    if not torch._C._are_functorch_transforms_active():
+        return ""
+    functorch = torch._C._functorch
+    known = (functorch.TransformType.Vmap, functorch.TransformType.Grad)
+    levels = functorch.get_interpreter_stack() or ()
+    return "rules" if all(level.key() in known for level in levels) else "any"
 
 
 def _no_kernel(device: torch.device, dtype: torch.dtype) -> str | None:

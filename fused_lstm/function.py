@@ -11,6 +11,7 @@ through `reference.py` and lets autograd differentiate that, to any order. Both 
 rule for torch.vmap, see `batching.py`; that makes them whole for torch.func but for forward mode.
 """
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from . import _extension, batching, ops, reference
 
-__all__ = ["LstmLayer", "LstmLayerBackward", "lstm_layer", "mapped_layer", "reference_layer"]
+__all__ = ["LstmLayer", "LstmLayerBackward", "lstm_layer", "reference_layer", "transformed_layer"]
 
 # Result k of the backward operator is the gradient of these positions of LstmLayer.forward.
 _DIFFERENTIABLE = ((0,), (2,), (3,), (4,), (5,), (6, 7), (8,), (9,), (10,), (11, 12), (13,))
@@ -133,7 +134,8 @@ class LstmLayerBackward(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> Any:
         layers = LstmLayer.apply, LstmLayerBackward.apply
-        return batching.map_backward(*layers, info.batch_size, in_dims, arguments)
+        with _without_autocast(arguments[3]):
+            return batching.map_backward(*layers, info.batch_size, in_dims, arguments)
 
 
 def _gradients(
@@ -144,7 +146,7 @@ def _gradients(
 ) -> tuple[Tensor, ...]:
     """The gradients of f for its inputs, inside torch.func's transforms and outside of them."""
     if torch._C._are_functorch_transforms_active():
-        return torch.func.vjp(f, *inputs)[1](tuple(cotangents))  # type: ignore[no-any-return]
+        return torch.func.vjp(f, *inputs)[1](tuple(cotangents))
     # Not by torch.func here, for it allows no saved-tensor hooks. A fresh view stands for each
     # input, so that the gradient with respect to it is f's alone even where one input was computed
     # from another (tied weights, h0 made from x, ...).
@@ -153,6 +155,13 @@ def _gradients(
         return torch.autograd.grad(
             f(*views), views, cotangents, create_graph=create_graph, materialize_grads=True
         )
+
+
+def _without_autocast(x: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Keeps autocast from the products inside; some devices (meta) have none to begin with."""
+    if torch.amp.is_autocast_available(x.device.type):
+        return torch.autocast(x.device.type, enabled=False)
+    return contextlib.nullcontext()
 
 
 def reference_layer(
@@ -166,7 +175,7 @@ def reference_layer(
     inputs = [x, h0, c0, *weights]
     if x.dtype in (torch.bfloat16, torch.float16):
         inputs = [t if t is None else t.float() for t in inputs]
-    with torch.autocast(x.device.type, enabled=False):
+    with _without_autocast(x):
         outputs = reference.lstm_layer(inputs[0], batch_sizes, *inputs[1:])  # type: ignore[arg-type]
     y, h_n, c_n = (t.to(x.dtype) for t in outputs)
     return y, h_n, c_n
@@ -211,7 +220,7 @@ def lstm_layer(
     return y, h_n, c_n
 
 
-def mapped_layer(
+def transformed_layer(
     x: Tensor, batch_sizes: Tensor | None, h0: Tensor | None, c0: Tensor | None, *weights: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`lstm_layer` under vmap, grad, vjp and jacrev of torch.func: by the Function in any case."""
