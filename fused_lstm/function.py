@@ -124,9 +124,9 @@ class LstmLayerBackward(torch.autograd.Function):
             return _gradients(layer, own, [g for g in dys if g is not None], True)
 
         create_graph = torch.is_grad_enabled()
-        second = _gradients(
-            first, [tensors[k] for k in wanted], [g for _, g in pairs], create_graph
-        )
+        with _without_autocast(tensors[3]):
+            changing = [tensors[k] for k in wanted]
+            second = _gradients(first, changing, [g for _, g in pairs], create_graph)
         for k, t in zip(wanted, second, strict=True):
             grads[k] = t
         return tuple(grads)
