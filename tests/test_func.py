@@ -351,11 +351,13 @@ def test_gradients_mapped_by_autograd_itself() -> None:
     network = Network(BOTH)
     x, f = network.x, lambda f: lambda t: f(network.weights, t)[0]
     exact = jacrev(f(network.exact))(x)
-    for strategy in ("reverse-mode", "forward-mode"):
-        ours = torch.autograd.functional.jacobian(
-            f(network.ours), x, vectorize=True, strategy=strategy
-        )
+    for strategy, kernels in (("reverse-mode", 1), ("forward-mode", 0)):
+        with Calls() as calls:
+            ours = torch.autograd.functional.jacobian(
+                f(network.ours), x, vectorize=True, strategy=strategy
+            )
         assert_close(ours, exact)
+        assert calls.backward == kernels
 
 
 @pytest.mark.parametrize("randomness", ["same", "different", "error"])
