@@ -93,7 +93,7 @@ def _with_weights(
 
     They need the gradient of every row's gates, which `layer_backward` does not return, but makes
     on its way. So it is told that the gates x W_ih^T are its input, and the identity its W_ih: then
-    dx is that gradient.
+    dx is that gradient. (An infinity in it turns the other gates of its row into NaN: 0 * inf.)
     """
     x, _, h0, _ = inputs
     own = [weights[:5], weights[5:]][: 1 if weights[5] is None else 2]
