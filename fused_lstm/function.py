@@ -60,7 +60,7 @@ class LstmLayer(torch.autograd.Function):
         for k, positions in enumerate(_DIFFERENTIABLE):
             if wanted[positions[0]] or wanted[positions[-1]]:
                 needs |= 1 << k
-        # Mapped gradients (is_grads_batched, torch.func) must come to the Function's rule.
+        # Also for vmap of torch.autograd.grad: gradients that are mapped need the Function's rule.
         whole = torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
         backward = LstmLayerBackward.apply if whole else ops.backward
         results = backward(dy, dh_n, dc_n, *inputs, y, reserve, needs, ctx.tf32)
