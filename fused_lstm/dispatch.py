@@ -41,8 +41,8 @@ def stack(
     options: Options,
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """All layers of a checked call, by whichever way computes them."""
-    transforms = _transforms()
-    if not transforms and _must_use_torch(x, hx, weights):
+    transformed = _transforms()
+    if not transformed and _must_use_torch(x, hx, weights):
         num_layers, bias, dropout, training, bidirectional, proj_size = options
         if hx is None:
             rows, hidden = num_layers * (2 if bidirectional else 1), weights[0].shape[0] // 4
@@ -50,7 +50,7 @@ def stack(
         flags = (bool(bias), num_layers, float(dropout), bool(training), bool(bidirectional))
         y, h_n, c_n = torch_lstm(x, batch_sizes, hx[0], hx[1], list(weights), *flags)
         return y, (h_n, c_n)
-    y, h_n, c_n = _compute(transforms, x, batch_sizes, hx, weights, options)
+    y, h_n, c_n = _compute(transformed, x, batch_sizes, hx, weights, options)
     return y, (h_n, c_n)
 
 
@@ -63,23 +63,23 @@ def cell(
     b_hh: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     weights = (w_ih, w_hh) if b_ih is None or b_hh is None else (w_ih, w_hh, b_ih, b_hh)
-    transforms = _transforms()
+    transformed = _transforms()
     (batch, features), hidden = x.shape, w_hh.shape[1]
     fits = features == w_ih.shape[1] and features > 0 and hidden > 0
     if fits and hx is not None:
         fits = hx[0].shape == hx[1].shape == (batch, hidden)
-    if not fits or (not transforms and _must_use_torch(x, hx, weights)):
+    if not fits or (not transformed and _must_use_torch(x, hx, weights)):
         if hx is None:
             hx = (x.new_zeros(batch, hidden),) * 2
         return _VF.lstm_cell(x, tuple(hx), w_ih, w_hh, b_ih, b_hh)  # or its error
     state = None if hx is None else (hx[0].unsqueeze(0), hx[1].unsqueeze(0))
     options = Options(1, len(weights) == 4, 0.0, False, False, 0)
-    _, h, c = _compute(transforms, x.unsqueeze(0), None, state, weights, options, is_cell=True)
+    _, h, c = _compute(transformed, x.unsqueeze(0), None, state, weights, options, is_cell=True)
     return h.squeeze(0), c.squeeze(0)
 
 
 def _compute(
-    transforms: str,  # see _transforms
+    transformed: str,  # see _transforms
     x: Tensor,
     batch_sizes: Tensor | None,
     hx: Sequence[Tensor] | None,
@@ -94,8 +94,8 @@ def _compute(
         x, hx, weights, result_dtypes = _autocast(x, hx, weights, rounds)
     _check_uniform(x, hx, weights)
     layer_of: Any = function.lstm_layer
-    if transforms:
-        by_rule = transforms == "rules" and not torch.compiler.is_compiling()  # Dynamo cannot
+    if transformed:
+        by_rule = transformed == "rules" and not torch.compiler.is_compiling()  # Dynamo cannot
         by_rule = by_rule and not _must_use_torch(x, hx, weights)
         layer_of = function.transformed_layer if by_rule else function.reference_layer
     y, h_n, c_n = _layers(layer_of, x, batch_sizes, hx, weights, options)

@@ -131,13 +131,13 @@ def _lstm_packed(
     x, batch_sizes, sorted_indices, unsorted_indices = packed
     if x.dim() != 2:
         raise RuntimeError(f"input must have 2 dimensions, got {x.dim()}")
-    if x.dtype is not weights[0].dtype and not torch._C._is_any_autocast_enabled():
-        raise RuntimeError(f"input: expected data of {weights[0].dtype}, got {x.dtype}")
     if torch._C._are_functorch_transforms_active() and _is_mapped(batch_sizes):
         raise RuntimeError(
             "batch_sizes: expected the same lengths for all calls that vmap maps, got batch_sizes "
             "mapped too. Map the data alone, or pad the sequences to one length"
         )
+    if x.dtype is not weights[0].dtype and not torch._C._is_any_autocast_enabled():
+        raise RuntimeError(f"input: expected data of {weights[0].dtype}, got {x.dtype}")
     batch = int(batch_sizes[0])
     _check_sizes(x.shape[1], batch, hx, weights[0], options)
     if hx is not None and sorted_indices is not None:
@@ -146,16 +146,6 @@ def _lstm_packed(
     if unsorted_indices is not None:
         h_n, c_n = h_n.index_select(1, unsorted_indices), c_n.index_select(1, unsorted_indices)
     return PackedSequence(y, batch_sizes, sorted_indices, unsorted_indices), (h_n, c_n)
-
-
-def _is_mapped(t: Tensor) -> bool:
-    """Whether vmap maps a dimension of t, at whatever level."""
-    functorch = torch._C._functorch
-    while functorch.is_functorch_wrapped_tensor(t):
-        if functorch.is_batchedtensor(t):
-            return True
-        t = functorch.get_unwrapped(t)
-    return False
 
 
 def _check_state_kind(hx: Any) -> None:
@@ -184,3 +174,13 @@ def _check_sizes(
                 raise RuntimeError(
                     f"Expected hidden[{k}] size {(rows, batch, width)}, got {list(hx[k].shape)}"
                 )
+
+
+def _is_mapped(t: Tensor) -> bool:
+    """Whether vmap maps a dimension of t, at whatever level."""
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(t):
+        if functorch.is_batchedtensor(t):
+            return True
+        t = functorch.get_unwrapped(t)
+    return False
