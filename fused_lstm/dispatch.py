@@ -4,8 +4,8 @@ Three ways lead through. The fused operator, wherever it has a kernel (on a GPU:
 turned on, see `_extension.py`). PyTorch's own LSTM, for the
 devices, dtypes and options without one and in graphs that must run elsewhere: whatever
 torch.nn.LSTM accepts works here too, and `explain_plan` says which way is taken. And the
-specification in `reference.py`, under torch.func's transforms and forward-mode differentiation,
-which need PyTorch's own operators one by one.
+specification in `reference.py`, under forward-mode differentiation and wherever torch.func
+transforms a call for which the operator has no kernel.
 """
 
 from collections.abc import Sequence
@@ -41,7 +41,7 @@ def stack(
     options: Options,
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """All layers of a checked call, by whichever way computes them."""
-    transformed = _is_transformed()
+    transformed = _transforms()
     if not transformed and _must_use_torch(x, hx, weights):
         num_layers, bias, dropout, training, bidirectional, proj_size = options
         if hx is None:
@@ -63,7 +63,7 @@ def cell(
     b_hh: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     weights = (w_ih, w_hh) if b_ih is None or b_hh is None else (w_ih, w_hh, b_ih, b_hh)
-    transformed = _is_transformed()
+    transformed = _transforms()
     (batch, features), hidden = x.shape, w_hh.shape[1]
     fits = features == w_ih.shape[1] and features > 0 and hidden > 0
     if fits and hx is not None:
@@ -79,7 +79,7 @@ def cell(
 
 
 def _compute(
-    transformed: bool,
+    transformed: str,  # see _transforms
     x: Tensor,
     batch_sizes: Tensor | None,
     hx: Sequence[Tensor] | None,
@@ -87,13 +87,17 @@ def _compute(
     options: Options,
     is_cell: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """By the fused operator, or transformed by the specification; either with autocast's types."""
+    """By the fused operator, or by the specification; either with autocast's types."""
     result_dtypes = None
     if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(x.device.type):
         rounds = batch_sizes is None and not is_cell
         x, hx, weights, result_dtypes = _autocast(x, hx, weights, rounds)
     _check_uniform(x, hx, weights)
-    layer_of = function.reference_layer if transformed else function.lstm_layer
+    layer_of: Any = function.lstm_layer
+    if transformed:
+        by_rule = transformed == "rules" and not torch.compiler.is_compiling()  # Dynamo cannot
+        by_rule = by_rule and not _must_use_torch(x, hx, weights)
+        layer_of = function.transformed_layer if by_rule else function.reference_layer
     y, h_n, c_n = _layers(layer_of, x, batch_sizes, hx, weights, options)
     if result_dtypes is not None:
         y, h_n, c_n = (t.to(d) for t, d in zip((y, h_n, c_n), result_dtypes, strict=True))
@@ -188,11 +192,20 @@ def _check_uniform(x: Tensor, hx: Sequence[Tensor] | None, weights: Sequence[Ten
                 )
 
 
-def _is_transformed() -> bool:
-    """True under torch.func's transforms and inside a level of forward-mode differentiation."""
-    if torch.compiler.is_compiling():
-        return False
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+@_extension.constant_in_graphs
+def _transforms() -> str:
+    """What transforms the call: "" for nothing, "rules" for those that LstmLayer has a rule for.
+
+    "any" for all others of torch.func, and for a level of forward-mode differentiation.
+    """
+    if forward_ad._current_level >= 0:
+        return "any"
+    if not torch._C._are_functorch_transforms_active():
+        return ""
+    functorch = torch._C._functorch
+    known = (functorch.TransformType.Vmap, functorch.TransformType.Grad)
+    levels = functorch.get_interpreter_stack() or ()
+    return "rules" if all(level.key() in known for level in levels) else "any"
 
 
 def _no_kernel(device: torch.device, dtype: torch.dtype) -> str | None:

@@ -131,6 +131,11 @@ def _lstm_packed(
     x, batch_sizes, sorted_indices, unsorted_indices = packed
     if x.dim() != 2:
         raise RuntimeError(f"input must have 2 dimensions, got {x.dim()}")
+    if torch._C._are_functorch_transforms_active() and _is_mapped(batch_sizes):
+        raise RuntimeError(
+            "batch_sizes: expected the same lengths for all calls that vmap maps, got batch_sizes "
+            "mapped too. Map the data alone, or pad the sequences to one length"
+        )
     if x.dtype is not weights[0].dtype and not torch._C._is_any_autocast_enabled():
         raise RuntimeError(f"input: expected data of {weights[0].dtype}, got {x.dtype}")
     batch = int(batch_sizes[0])
@@ -169,3 +174,13 @@ def _check_sizes(
                 raise RuntimeError(
                     f"Expected hidden[{k}] size {(rows, batch, width)}, got {list(hx[k].shape)}"
                 )
+
+
+def _is_mapped(t: Tensor) -> bool:
+    """Whether vmap maps a dimension of t, at whatever level."""
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(t):
+        if functorch.is_batchedtensor(t):
+            return True
+        t = functorch.get_unwrapped(t)
+    return False
