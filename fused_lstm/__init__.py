@@ -3,10 +3,20 @@
 from . import functional
 from ._extension import require as _require
 from .dispatch import explain_plan
+from .export import export_mode
 from .functional import lstm
 from .modules import LSTM, LSTMCell
 
-__all__ = ["LSTM", "LSTMCell", "__version__", "empty_cache", "explain_plan", "functional", "lstm"]
+__all__ = [
+    "LSTM",
+    "LSTMCell",
+    "__version__",
+    "empty_cache",
+    "explain_plan",
+    "export_mode",
+    "functional",
+    "lstm",
+]
 
 __version__ = "0.1.0"
 

@@ -74,7 +74,7 @@ def cell(
     fits = features == w_ih.shape[1] and features > 0 and hidden > 0
     if fits and hx is not None:
         fits = hx[0].shape == hx[1].shape == (batch, hidden)
-    if not fits or (not transformed and _must_use_torch(x, hx, weights)):
+    if not fits or (not transformed and _must_use_torch(x, hx, weights, is_cell=True)):
         if hx is None:
             hx = (x.new_zeros(batch, hidden),) * 2
         return _VF.lstm_cell(x, tuple(hx), w_ih, w_hh, b_ih, b_hh)  # or its error
@@ -220,10 +220,12 @@ def _index(device: torch.device) -> int:
     return torch.cuda.current_device() if torch.cuda.is_available() else 0
 
 
-def _must_use_torch(x: Tensor, hx: Sequence[Tensor] | None, weights: Sequence[Tensor]) -> bool:
+def _must_use_torch(
+    x: Tensor, hx: Sequence[Tensor] | None, weights: Sequence[Tensor], is_cell: bool = False
+) -> bool:
     """True when PyTorch's own LSTM has to compute this call."""
     if torch.compiler.is_compiling():
-        if torch.compiler.is_exporting() and not export.holds_fused(x):
+        if torch.compiler.is_exporting() and not export.holds_fused(1 if is_cell else x.shape[0]):
             return True  # the graph must also run where fused_lstm is not installed
     elif torch._C._is_tracing():
         return True  # likewise

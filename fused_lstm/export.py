@@ -8,9 +8,9 @@ has to import fused_lstm first, and it is for inference only.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import Tensor
 
 __all__ = ["export_mode", "holds_fused"]
 
@@ -39,8 +39,8 @@ def export_mode(mode: str) -> Iterator[None]:
         _mode = before
 
 
-def holds_fused(x: Tensor) -> bool:
-    """Whether a graph that is being exported gets our operator for x [T, B, I] or packed [N, I]."""
+def holds_fused(steps: Any) -> bool:
+    """Whether a graph that is being exported gets our operator, for T steps (or N packed rows)."""
     if _mode == "auto":
-        return not torch.fx.experimental.symbolic_shapes.has_static_value(x.shape[0])
+        return not torch.fx.experimental.symbolic_shapes.has_static_value(steps)
     return _mode == "fused"
