@@ -148,7 +148,7 @@ def test_aot_inductor(tmp_path: Path) -> None:
     shapes, (first, *others) = any_size()
     with torch.no_grad():
         program = torch.export.export(model, first, dynamic_shapes=shapes)
-        path = torch._inductor.aoti_compile_and_package(program, package_path=tmp_path / "m.pt2")
+        path = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "m.pt2"))
     package = torch._inductor.aoti_load_package(path)
     for inputs in others:
         assert_close(package(*inputs), model(*inputs), OUTPUT_TOLERANCE[torch.float32])
