@@ -148,7 +148,9 @@ def test_aot_inductor(tmp_path: Path) -> None:
     shapes, (first, *others) = any_size()
     with torch.no_grad():
         program = torch.export.export(model, first, dynamic_shapes=shapes)
-        path = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "m.pt2"))
+        path = torch._inductor.aoti_compile_and_package(
+            program, package_path=str(tmp_path / "m.pt2")
+        )
     package = torch._inductor.aoti_load_package(path)
     for inputs in others:
         assert_close(package(*inputs), model(*inputs), OUTPUT_TOLERANCE[torch.float32])
@@ -210,3 +212,40 @@ def test_jit_script_of_a_model(batch_first: bool) -> None:
         assert_close(torch.jit.script(CellModel(cell))(row), CellModel(cell)(row))
     lstm(x)  # scripting left the module as it was
     assert type(Model(lstm).layer) is fused_lstm.LSTM
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_jit_with_a_state_and_of_a_cell() -> None:
+    lstm, cell = fused_lstm.LSTM(4, 7), fused_lstm.LSTMCell(4, 7)
+    state = lambda B: (torch.randn(1, B, 7), torch.randn(1, B, 7))  # noqa: E731
+    traced = torch.jit.trace(StateModel(lstm), (torch.randn(5, 3, 4), *state(3)))
+    inputs = (torch.randn(9, 2, 4), *state(2))
+    assert_close(traced(*inputs), StateModel(lstm)(*inputs))
+    traced_cell = torch.jit.trace(CellModel(cell), torch.randn(3, 4))
+    assert_close(traced_cell(inputs[0][0]), CellModel(cell)(inputs[0][0]))
+    assert_close(torch.jit.script(cell)(inputs[0][0]), cell(inputs[0][0]))
+    frozen = torch.jit.freeze(torch.jit.script(Model(lstm).eval()))
+    assert_close(frozen(inputs[0]), Model(lstm)(inputs[0]))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_a_scripted_model_trains_and_shares_its_weights() -> None:
+    model, x = Model(fused_lstm.LSTM(4, 7, bidirectional=True)), torch.randn(5, 3, 4)
+    scripted = torch.jit.script(model)
+    scripted(x)[0].square().sum().backward()
+    with torch.no_grad():
+        for p in model.parameters():
+            assert p.grad is not None
+            p.sub_(p.grad, alpha=0.1)
+    assert_close(scripted(x), model(x))
+    model.load_state_dict(Model(fused_lstm.LSTM(4, 7, bidirectional=True)).state_dict())
+    assert_close(scripted(x), model(x))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_scripting_a_layer_alone_is_beyond_torchscript() -> None:
+    """Its forward has two overloads, which torch.jit.script takes only inside another module."""
+    for layer in (nn.LSTM(4, 7), fused_lstm.LSTM(4, 7)):
+        with pytest.raises(AttributeError, match="has no attribute 'forward'"):
+            torch.jit.script(layer)(torch.randn(5, 3, 4))
