@@ -87,9 +87,9 @@ def _fake_forward(
         batch = h0.shape[1]
     else:
         batch = torch.library.get_ctx().new_dynamic_size()
-    nbytes: Any = (
-        _reserve_bytes(x, hidden, directions, w_hr is not None) if save_for_backward else 0
-    )
+    nbytes: Any = 0
+    if save_for_backward:
+        nbytes = _reserve_bytes(x, hidden, directions, w_hr is not None)
     return (
         x.new_empty((*x.shape[:-1], directions * p)),
         x.new_empty((directions, batch, p)),

@@ -55,10 +55,11 @@ def check(
     inputs: Sequence[Any],
     dtype: torch.dtype = F32,
     training: bool = True,
+    fullgraph: bool = True,
     **options: Any,
 ) -> None:
     """Compiles the model once for all inputs, and compares outputs and gradients with eager's."""
-    compiled = torch.compile(model, fullgraph=True, dynamic=True, **options)
+    compiled = torch.compile(model, fullgraph=fullgraph, dynamic=True, **options)
     with one_compilation(), torch.set_grad_enabled(training):
         for x in inputs:
             own, expected = compiled(x), model(x)
@@ -122,12 +123,32 @@ def packed(sorted_already: bool = False) -> list[PackedSequence]:
     ]
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_packed_input_is_one_graph(training: bool) -> None:
+@pytest.mark.parametrize("fullgraph", [True, False])
+def test_packed_input_is_one_graph(fullgraph: bool) -> None:
     model = PackedModel(fused_lstm.LSTM(4, 7, bidirectional=True))
-    check(model, packed(), training=training, backend="aot_eager")
-    if training:  # fullgraph=True lets a graph read B from the values of batch_sizes
+    check(model, packed(), fullgraph=fullgraph, backend="aot_eager")
+    check(model, packed(), training=False, fullgraph=fullgraph, backend="aot_eager")
+    if fullgraph:  # where a graph may read B from batch_sizes, for nothing else tells it
         check(model, packed(sorted_already=True), backend="aot_eager")
+
+
+def test_packed_input_with_a_state_is_one_graph() -> None:
+    class WithState(nn.Module):
+        def __init__(self, layer: nn.Module) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, given: tuple[PackedSequence, Tensor, Tensor]) -> Any:
+            x, *state = given
+            y, (h, c) = self.layer(x, state)
+            return y.data, h, c
+
+    inputs = [
+        (x, torch.randn(2, B, 7), torch.randn(2, B, 7))
+        for x in packed(sorted_already=True)
+        for B in (int(x.batch_sizes[0]),)
+    ]
+    check(WithState(fused_lstm.LSTM(4, 7, 2)), inputs, backend="aot_eager")
 
 
 def test_packing_inside_breaks_the_graph_as_with_nn_lstm() -> None:
