@@ -221,7 +221,8 @@ def test_jit_with_a_state_and_of_a_cell() -> None:
     state = lambda B: (torch.randn(1, B, 7), torch.randn(1, B, 7))  # noqa: E731
     traced = torch.jit.trace(StateModel(lstm), (torch.randn(5, 3, 4), *state(3)))
     inputs = (torch.randn(9, 2, 4), *state(2))
-    assert_close(traced(*inputs), StateModel(lstm)(*inputs))
+    for graph in (traced, torch.jit.script(StateModel(lstm))):
+        assert_close(graph(*inputs), StateModel(lstm)(*inputs))
     traced_cell = torch.jit.trace(CellModel(cell), torch.randn(3, 4))
     assert_close(traced_cell(inputs[0][0]), CellModel(cell)(inputs[0][0]))
     assert_close(torch.jit.script(cell)(inputs[0][0]), cell(inputs[0][0]))
