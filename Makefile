@@ -1,5 +1,6 @@
 # make train    learn to read digits with the fused LSTM       ARGS="--order pixel --epochs 10"
 # make test     prove it: Python, native and CUDA kernel tests  ARGS="-k scratch"
+# make test-compile  what inductor compiles and ONNX Runtime runs: slow, beside make test
 # make bench    measure it against its peers                    ARGS="--quick"
 # make lint     formatting, lints, types                        make format   repairs what it can
 # make gpu-check     build, test, sanitize and measure on this machine's GPU, in minutes, no network
@@ -43,7 +44,8 @@ PACKAGE_STAMP := $(VENV)/.stamp-package
 DEV_STAMP := $(VENV)/.stamp-dev
 BENCH_STAMP := $(VENV)/.stamp-bench
 
-.PHONY: help train test test-models bench-models test-python test-native test-simt bench gpu-check gpu-baseline lint format \
+.PHONY: help train test test-python test-native test-simt test-compile test-models bench \
+        bench-models gpu-check gpu-baseline lint format \
         sanitize wheel sdist clean distclean setup always cuda-build cuda-link
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile | sed '/^PYTHON/,$$d'
@@ -54,6 +56,9 @@ train: $(PACKAGE_STAMP)
 test: test-native test-simt test-python
 test-python: $(DEV_STAMP)
 	DATA_ROOT="$(abspath $(DATA_ROOT))" $(PY) -m pytest $(ARGS)
+test-compile: $(DEV_STAMP)
+	$(PIP) $$($(PY) tools/extra.py onnx-test)
+	$(PY) -m pytest -m compile $(ARGS)
 test-native:
 	+$(MAKE) --no-print-directory -C tests/native -j $(JOBS) all
 	+$(MAKE) --no-print-directory -C tests/native run

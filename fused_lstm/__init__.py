@@ -4,6 +4,7 @@ from . import functional
 from ._extension import require as _require
 from .convert import convert, revert
 from .dispatch import explain_plan
+from .export import export_mode
 from .functional import lstm
 from .modules import LSTM, LSTMCell
 
@@ -14,6 +15,7 @@ __all__ = [
     "convert",
     "empty_cache",
     "explain_plan",
+    "export_mode",
     "functional",
     "lstm",
     "revert",

@@ -15,7 +15,7 @@ import torch
 from torch import _VF, Tensor, nn
 from torch.autograd import forward_ad
 
-from . import _extension, function
+from . import _extension, export, function
 
 __all__ = ["Options", "cell", "explain_plan", "stack", "torch_lstm"]
 
@@ -43,15 +43,21 @@ def stack(
     """All layers of a checked call, by whichever way computes them."""
     transformed = _transforms()
     if not transformed and _must_use_torch(x, hx, weights):
-        num_layers, bias, dropout, training, bidirectional, proj_size = options
+        num_layers, bias, dropout, training, bidirectional, _ = options
         if hx is None:
-            rows, hidden = num_layers * (2 if bidirectional else 1), weights[0].shape[0] // 4
-            hx = (x.new_zeros(rows, batch, proj_size or hidden), x.new_zeros(rows, batch, hidden))
+            hx = zero_state(x, batch, weights[0], options)
         flags = (bool(bias), num_layers, float(dropout), bool(training), bool(bidirectional))
         y, h_n, c_n = torch_lstm(x, batch_sizes, hx[0], hx[1], list(weights), *flags)
         return y, (h_n, c_n)
     y, h_n, c_n = _compute(transformed, x, batch_sizes, hx, weights, options)
     return y, (h_n, c_n)
+
+
+def zero_state(x: Tensor, batch: int, w_ih: Tensor, options: Options) -> tuple[Tensor, Tensor]:
+    """The initial state that stands for none: h [L*D, B, P] and c [L*D, B, H] of x's dtype."""
+    rows, hidden = options.num_layers * (2 if options.bidirectional else 1), w_ih.shape[0] // 4
+    width = options.proj_size or hidden
+    return x.new_zeros(rows, batch, width), x.new_zeros(rows, batch, hidden)
 
 
 def cell(
@@ -68,7 +74,7 @@ def cell(
     fits = features == w_ih.shape[1] and features > 0 and hidden > 0
     if fits and hx is not None:
         fits = hx[0].shape == hx[1].shape == (batch, hidden)
-    if not fits or (not transformed and _must_use_torch(x, hx, weights)):
+    if not fits or (not transformed and _must_use_torch(x, hx, weights, is_cell=True)):
         if hx is None:
             hx = (x.new_zeros(batch, hidden),) * 2
         return _VF.lstm_cell(x, tuple(hx), w_ih, w_hh, b_ih, b_hh)  # or its error
@@ -227,10 +233,12 @@ def _index(device: torch.device) -> int:
     return torch.cuda.current_device() if torch.cuda.is_available() else 0
 
 
-def _must_use_torch(x: Tensor, hx: Sequence[Tensor] | None, weights: Sequence[Tensor]) -> bool:
+def _must_use_torch(
+    x: Tensor, hx: Sequence[Tensor] | None, weights: Sequence[Tensor], is_cell: bool = False
+) -> bool:
     """True when PyTorch's own LSTM has to compute this call."""
     if torch.compiler.is_compiling():
-        if torch.compiler.is_exporting():
+        if torch.compiler.is_exporting() and not export.holds_fused(1 if is_cell else x.shape[0]):
             return True  # the graph must also run where fused_lstm is not installed
     elif torch._C._is_tracing():
         return True  # likewise

@@ -210,7 +210,8 @@ def lstm_layer(
     Returns y [T, B, D*P] (packed: [N, D*P]), h_n [D, B, P] and c_n [D, B, H].
     """
     tf32 = not x.is_cpu and tf32_allowed()
-    if torch.is_grad_enabled():
+    # An exported graph holds the operator alone, which knows no derivative: it is for inference.
+    if torch.is_grad_enabled() and not torch.compiler.is_exporting():
         for t in (x, h0, c0, *weights):
             if t is not None and t.requires_grad:
                 apply = LstmLayer.apply if torch.compiler.is_compiling() else _apply

@@ -43,10 +43,6 @@ class StandIn:
     def obstacle(self, arch: int) -> str:
         return self.why_not
 
-    def reserve_bytes(self, *sizes: Any) -> int:
-        assert sizes == (T, B, I, H, H, 1, "float32")
-        return 4352
-
     def explain_plan(self, *arguments: Any) -> str:
         *sizes, training, tf32, facts = arguments
         assert facts is FACTS
@@ -212,7 +208,11 @@ def test_reserve_is_the_cuda_kernels() -> None:
     with fake_gpu():
         ten = [*weights(), *[None] * 6]
         *_, reserve = torch.ops.fused_lstm.forward(on_gpu(T, B, I), None, None, None, *ten, True)
-    assert reserve.shape == (4352,)
+    gates, cells = T * B * 4 * H * 4, T * B * H * 4
+    assert (gates, cells) == (1344, 336)
+    assert reserve.shape == (
+        1536 + 512,
+    )  # each up to a multiple of 256, as in kernels/cuda/reserve.h
     assert reserve.device == torch.device("cuda:0")
 
 
