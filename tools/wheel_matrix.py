@@ -142,11 +142,20 @@ def build_wheel(python: Path, sdist: Path, work: Path, target: Path) -> tuple[Pa
     copied = sorted(path.name for path in (work / "content").glob("*.libs/*"))
     if copied:
         raise FailedError(f"auditwheel copied {', '.join(copied)} into the wheel")
-    return wheel, {
+    facts = {
         "wheel": wheel.name,
         "bytes": wheel.stat().st_size,
         "built with": run(python, "-c", "import torch; print(torch.__version__)").strip(),
     }
+    wheel.with_suffix(".json").write_text(json.dumps(facts), encoding="utf-8")
+    return wheel, facts
+
+
+def earlier_wheel(tag: str, folder: Path) -> tuple[Path, dict] | None:
+    """The wheel of an earlier run for this Python, as build_wheel() returned it."""
+    for record in folder.glob(f"*-{tag}-*.json"):
+        return record.with_suffix(".whl"), json.loads(record.read_text(encoding="utf-8"))
+    return None
 
 
 def test_wheel(python: Path, wheel: Path, work: Path, tests: list[str], limit: float) -> dict:
@@ -241,9 +250,18 @@ def main() -> int:
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "wheel-matrix")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "wheel-matrix")
     parser.add_argument("--limit", type=float, default=1800, help="seconds of one run of the tests")
+    parser.add_argument("--keep-wheels", action="store_true", help="test those of an earlier run")
     parser.add_argument("--note", nargs="*", default=[], help="what was not tried, for the page")
+    parser.add_argument(
+        "--wheel-only", type=Path, metavar="FOLDER", help="build it, for this Python"
+    )
     options = parser.parse_args()
     work = options.work.resolve()
+    if options.wheel_only:
+        python = Path(sys.executable)
+        sdist = make_sdist(python, options.wheel_only.resolve())
+        print(build_wheel(python, sdist, work / "build", options.wheel_only.resolve())[1])
+        return 0
     record: dict = {
         "where": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "tests": options.tests,
@@ -262,7 +280,11 @@ def main() -> int:
                 interpreter = make_environment_over(work / f"{name}-over", existing)
             else:
                 interpreter = make_environment(work / name, python, torch)
-            if tag not in wheels:
+            kept = earlier_wheel(tag, work / "dist") if options.keep_wheels else None
+            if tag not in wheels and kept:
+                wheels[tag] = kept
+                record["wheels"].append(kept[1])
+            elif tag not in wheels:
                 print(f"building the wheel for Python {version}", flush=True)
                 sdist = make_sdist(interpreter, work / "dist")
                 wheels[tag] = build_wheel(interpreter, sdist, work / f"{tag}-build", work / "dist")
