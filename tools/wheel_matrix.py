@@ -211,16 +211,17 @@ def table(record: dict) -> str:
         "environment of its own; then the tests that depend on torch run against the installed",
         "package.",
         "",
-        "| Python | torch | wheel built with | passed | failed | skipped |",
-        "|---|---|---|---:|---:|---:|",
+        "| Python | torch | wheel built with | passed | failed | skipped | left out |",
+        "|---|---|---|---:|---:|---:|---|",
     ]
     for row in record["rows"]:
         beginning = f"| {row['python']} | {row['torch']} |"
         if "reason" in row:
-            lines.append(f"{beginning} not tried: {row['reason']} | | | |")
+            lines.append(f"{beginning} not tried: {row['reason']} | | | | |")
             continue
         numbers = " | ".join(str(row[key]) for key in ("passed", "failed", "skipped"))
-        lines.append(f"{beginning} {row['built with']} | {numbers} |")
+        left_out = ", ".join(row["left out"])
+        lines.append(f"{beginning} {row['built with']} | {numbers} | {left_out} |")
     lines += ["", "Wheels (auditwheel's tag; torch's library is not copied in):", ""]
     lines += [f"- `{w['wheel']}`, {w['bytes'] / 1e6:.1f} MB" for w in record["wheels"]]
     failures = sorted({name for row in record["rows"] for name in row.get("failures", [])})
@@ -264,7 +265,7 @@ def main() -> int:
         return 0
     record: dict = {
         "where": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        "tests": options.tests,
+        "tests": TESTS.split(),
         "wheels": [],
         "rows": [],
         "not tried": options.note,
@@ -274,7 +275,8 @@ def main() -> int:
         version = run(python, "-c", "import platform; print(platform.python_version())").strip()
         tag = "cp" + "".join(version.split(".")[:2])
         name = f"{tag}-{torch}"
-        row = {"python": version, "torch": torch}
+        left_out = [test for test in TESTS.split() if test not in options.tests]
+        row = {"python": version, "torch": torch, "left out": left_out}
         try:
             if existing:
                 interpreter = make_environment_over(work / f"{name}-over", existing)
