@@ -39,7 +39,10 @@ DECOMPOSED = (
 )
 EXPORTED = "tests.test_transforms.test_export_holds_an_operator_of_torch"
 EXPLAINED = {
-    "tests.test_transforms.test_compile[aot_eager]": DECOMPOSED,
+    "tests.test_transforms.test_compile[aot_eager]": (
+        "a dimension too many again, so presumably the same decomposition; nn.LSTM cannot be "
+        "compiled for comparison"
+    ),
     **{f"{EXPORTED}[{a}-{b}]": DECOMPOSED for a in (False, True) for b in (False, True)},
 }
 CXX_OF_TORCH = re.compile(r"\b(at|c10|torch)::")
