@@ -56,9 +56,9 @@ inline Facts facts(DType dtype) {
   });
 }
 
-// Units are counted in whole lines, not in this set's vectors, so that the size is the same on every
-// processor: a compiled graph keeps it (fused_lstm/ops.py), and caches of such graphs travel. Whole
-// lines also leave nothing to round up between the arrays of Reserve::at.
+// Units are counted in whole lines, not in this set's vectors, so that the size is the same on
+// every processor: a compiled graph keeps it (fused_lstm/ops.py), and caches of such graphs travel.
+// Whole lines also leave nothing to round up between the arrays of Reserve::at.
 inline size_t reserve_size(const Problem& problem) {
   return with_types(problem.dtype, [&](auto s, auto e) {
     constexpr int64_t kLine = 64 / sizeof(e);
