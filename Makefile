@@ -1,6 +1,7 @@
 # make train    learn to read digits with the fused LSTM       ARGS="--order pixel --epochs 10"
 # make test     prove it: Python, native and CUDA kernel tests  ARGS="-k scratch"
 # make bench    measure it against its peers                    ARGS="--quick"
+# make docs     the documentation site, into build/site         make test-docs   its slow code and examples
 # make lint     formatting, lints, types                        make format   repairs what it can
 # make gpu-check     build, test, sanitize and measure on this machine's GPU, in minutes, no network
 #                    STAGES="build tests sanitizer scorecard steps"  OUT=runs/gpu-check  LIMIT=570
@@ -39,9 +40,10 @@ TORCH_STAMP := $(VENV)/.stamp-torch
 PACKAGE_STAMP := $(VENV)/.stamp-package
 DEV_STAMP := $(VENV)/.stamp-dev
 BENCH_STAMP := $(VENV)/.stamp-bench
+DOCS_STAMP := $(VENV)/.stamp-docs
 
 .PHONY: help train test test-python test-native test-simt bench gpu-check gpu-baseline lint format \
-        sanitize wheel sdist clean distclean setup always cuda-build cuda-link
+        sanitize wheel sdist clean distclean setup always cuda-build cuda-link docs test-docs
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile | sed '/^PYTHON/,$$d'
 
@@ -69,6 +71,13 @@ gpu-check:
 	$(GPU_CHECK)
 gpu-baseline:
 	$(GPU_CHECK) --baseline
+
+# mkdocs-material says on every build that its successor is called Zensical: not on ours.
+docs: $(DOCS_STAMP)
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
+	@echo "build/site/index.html"
+test-docs: $(DEV_STAMP)
+	$(PY) -m pytest $(ARGS) tests/docs
 
 lint: $(DEV_STAMP)
 	$(BIN)/ruff format --check .
@@ -149,4 +158,7 @@ $(DEV_STAMP): pyproject.toml $(TORCH_STAMP) | $(PACKAGE_STAMP)
 	@touch $@
 $(BENCH_STAMP): pyproject.toml $(TORCH_STAMP) | $(PACKAGE_STAMP)
 	$(PIP) $$($(PY) tools/extra.py bench)
+	@touch $@
+$(DOCS_STAMP): pyproject.toml $(TORCH_STAMP) | $(PACKAGE_STAMP)
+	$(PIP) $$($(PY) tools/extra.py docs)
 	@touch $@

@@ -1,0 +1,6 @@
+"""stub"""
+
+
+def pictures() -> dict[str, str]:
+    """None yet."""
+    return {}

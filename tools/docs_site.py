@@ -1,0 +1,162 @@
+"""The pages of the documentation site that are not written by hand; mkdocs calls this as a hook.
+
+- Benchmarks: a page for each committed result, made from its JSON by benchmarks/report.py, and one
+  that sums them up. No figure is copied by hand.
+- In depth: every page in docs/ that mkdocs.yml does not name, so that a new one is never lost.
+- Project: texts that live beside the code they are about (CONTRIBUTING.md, csrc/README.md, ...).
+- In a page, the line `<!-- public names -->` becomes the reference of all that `__all__` names.
+"""
+
+import ast
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import report  # noqa: E402  needs the line above
+
+RESULTS = ROOT / "benchmarks" / "results"
+PUBLIC_NAMES = "<!-- public names -->"
+# Where a text lives -> where it stands in the site.
+ELSEWHERE = {
+    "benchmarks/README.md": "benchmarks/method.md",
+    "benchmarks/NOTES.md": "benchmarks/notes.md",
+    "csrc/README.md": "project/csrc.md",
+    "CONTRIBUTING.md": "project/contributing.md",
+    "CHANGELOG.md": "project/changes.md",
+}
+BENCHMARK_INTRODUCTION = """# Benchmarks
+
+nn.LSTM's time over ours, Python's overhead included: above 1 ours is faster. "training" is forward
+and backward with all weight gradients, "with x's gradient" also that one. Every figure on these
+pages is made from the committed JSON when the site is built; [how it is measured](method.md) and
+[what was tried](notes.md) are pages of their own. `python benchmarks/run.py` measures on your
+machine, and `make bench ARGS="--quick"` does so in two minutes from a clone.
+
+Our GPU kernels have run on the CPU stand-in only: no figure of theirs is here until a result from a
+GPU is committed.
+
+Geometric means over the shapes of each list, and the shape where ours is least ahead:
+"""
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Adds to the navigation what mkdocs.yml does not name."""
+    assert config.nav is not None
+    named = set(_named(config.nav))
+    docs = Path(config.docs_dir)
+    pages = sorted(page.relative_to(docs).as_posix() for page in docs.rglob("*.md"))
+    unnamed = [page for page in pages if page not in named]
+    reference = config.nav.pop()
+    if unnamed:
+        config.nav.append({"In depth": unnamed})
+    benchmarks: list[Any] = [{"Summary": "benchmarks/index.md"}]
+    benchmarks += [{_title(path): _uri(path)} for path in _results()]
+    benchmarks += [{"How it is measured": "benchmarks/method.md"}, {"Notes": "benchmarks/notes.md"}]
+    project = [
+        {"The compiled half": "project/csrc.md"},
+        {"Contributing": "project/contributing.md"},
+    ]
+    project.append({"Changes": "project/changes.md"})
+    config.nav += [reference, {"Benchmarks": benchmarks}, {"Project": project}]
+    return config
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Adds the pages and pictures that docs/ does not hold."""
+    for source, uri in ELSEWHERE.items():
+        files.append(File.generated(config, uri, content=(ROOT / source).read_text("utf-8")))
+    files.append(File.generated(config, "benchmarks/index.md", content=_summary()))
+    for path in _results():
+        files.append(File.generated(config, _uri(path), content=_result_page(path)))
+        picture = path.with_suffix(".png")
+        if picture.exists():
+            uri = _uri(path).replace(".md", ".png")
+            files.append(File.generated(config, uri, abs_src_path=str(picture)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Puts the reference of the public names where a page asks for it."""
+    if PUBLIC_NAMES not in markdown:
+        return markdown
+    return markdown.replace(
+        PUBLIC_NAMES, "\n\n".join(f"::: fused_lstm.{n}" for n in _public_names())
+    )
+
+
+def _public_names() -> list[str]:
+    """What `fused_lstm.__all__` names, without the version and the module `functional`."""
+    tree = ast.parse((ROOT / "fused_lstm" / "__init__.py").read_text("utf-8"))
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
+            names: list[str] = ast.literal_eval(node.value)
+            return [name for name in names if name not in ("__version__", "functional")]
+    raise ValueError("fused_lstm/__init__.py: expected a list __all__, found none")
+
+
+def _named(nav: Any) -> Iterator[str]:
+    """Every page that a navigation names."""
+    if isinstance(nav, str):
+        yield nav
+    elif isinstance(nav, dict):
+        for value in nav.values():
+            yield from _named(value)
+    else:
+        for value in nav:
+            yield from _named(value)
+
+
+def _results() -> list[Path]:
+    """The committed results in the form of benchmarks/report.py."""
+    paths = sorted(RESULTS.glob("*/*.json"))
+    return [path for path in paths if json.loads(path.read_text("utf-8")).get("schema") == 1]
+
+
+def _title(path: Path) -> str:
+    return f"{path.parent.name}, {path.stem}"
+
+
+def _uri(path: Path) -> str:
+    return f"benchmarks/{path.parent.name}-{path.stem}.md"
+
+
+def _summary() -> str:
+    lines = [
+        "| result | shapes | dtype | threads | mode | against | mean | least, and where |",
+        "|---|---|---|---:|---|---|---:|---|",
+    ]
+    for path in _results():
+        link = f"[{_title(path)}]({_uri(path).removeprefix('benchmarks/')})"
+        for mean in report.load(path)["geomeans"]:
+            mode = report.MODES[mean["mode"]]
+            peer = report.PEER_LABELS.get(mean["peer"], mean["peer"])
+            lines.append(
+                f"| {link} | {mean['group']} ({mean['shapes']}) | {mean['dtype']} "
+                f"| {mean['threads'] or ''} | {mode} | {peer} | {mean['ratio']:.2f} "
+                f"| {mean['worst']:.2f} at {mean['worst_shape']} |"
+            )
+    return "\n".join([BENCHMARK_INTRODUCTION, *lines, ""])
+
+
+def _result_page(path: Path) -> str:
+    """Picture, tables and every figure of one result."""
+    result = report.load(path)
+    lines = [f"# {_title(path)}", "", report.caption(result), ""]
+    if path.with_suffix(".png").exists():
+        picture = _uri(path).removeprefix("benchmarks/").replace(".md", ".png")
+        lines += [f"![nn.LSTM's time over ours, per shape]({picture})", ""]
+    groups = list(dict.fromkeys((row["group"], row["dtype"]) for row in result["rows"]))
+    for group, dtype in groups:
+        lines += [f"## Shapes `{group}`, {dtype}", "", report.table(result, group, dtype), ""]
+    lines += ["## Every figure", "", report.detail(result), ""]
+    source = path.relative_to(ROOT)
+    return "\n".join([*lines, f"Made from `{source}` in the repository.", ""])
