@@ -4,7 +4,7 @@ Here run the blocks that take no time; `make test-docs` runs the slow ones and t
 """
 
 import ast
-import importlib.util
+import importlib
 import inspect
 import re
 from collections.abc import Iterator
@@ -18,6 +18,7 @@ import fused_lstm
 from fused_lstm import functional
 
 ROOT = pages.ROOT
+DRAWN = pages.DOCS / "pictures"
 if not (ROOT / "mkdocs.yml").exists():
     pytest.skip("the source folder with its documentation is not there", allow_module_level=True)
 
@@ -64,18 +65,13 @@ def test_every_page_stands_in_the_navigation_once() -> None:
     assert not missing
 
 
-def test_pictures_are_what_their_script_draws() -> None:
-    script = pages.DOCS / "pictures" / "draw.py"
-    spec = importlib.util.spec_from_file_location("draw_pictures", script)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    drawn = module.pictures()
-    committed = {path.name: path.read_text("utf-8") for path in script.parent.glob("*.svg")}
+def test_pictures_are_what_their_script_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    drawn = importlib.import_module("draw_pictures").pictures()
+    committed = {path.name: path.read_text("utf-8") for path in DRAWN.glob("*.svg")}
     assert drawn.keys() == committed.keys()
     for name, text in drawn.items():
-        assert text == committed[name], f"{name}: python docs/pictures/draw.py draws it anew"
+        assert text == committed[name], f"{name}: python tools/draw_pictures.py draws it anew"
 
 
 def test_public_names_say_shapes_and_errors() -> None:

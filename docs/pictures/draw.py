@@ -1,6 +1,0 @@
-"""stub"""
-
-
-def pictures() -> dict[str, str]:
-    """None yet."""
-    return {}
