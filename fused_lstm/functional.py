@@ -39,7 +39,7 @@ def lstm(
 
     Args:
         input: [T, B, I], [B, T, I] when batch_first, [T, I] unbatched, or a PackedSequence.
-        hx: h0 [L*D, B, P] and c0 [L*D, B, H], without B when unbatched; None for zeros.
+        hx: h0 `[L*D, B, P]` and c0 `[L*D, B, H]`, without B when unbatched; None for zeros.
         weights: per layer and direction w_ih, w_hh, then b_ih and b_hh with bias, then w_hr with
             proj_size.
         num_layers: layers L.
@@ -51,8 +51,8 @@ def lstm(
         proj_size: size P of a projected h; 0 for none.
 
     Returns:
-        `(output, (h_n, c_n))`: output [T, B, D*P] (a transposed view when batch_first, a
-        PackedSequence when the input is one), h_n like h0 and c_n like c0.
+        `(output, (h_n, c_n))`: output `[T, B, D*P]` (a transposed view when batch_first,
+        a PackedSequence when the input is one), h_n like h0 and c_n like c0.
 
     Raises:
         TypeError: an argument of the wrong kind.

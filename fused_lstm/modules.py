@@ -36,10 +36,10 @@ class LSTM(nn.RNNBase):
 
     Call it as `output, (h_n, c_n) = lstm(input, (h_0, c_0))`. The input is [T, B, I] or, when
     batch_first, [B, T, I], without a batch [T, I], or a PackedSequence; the output is like it with
-    D*P features. The states are [L*D, B, P] for h and [L*D, B, H] for c, zeros if not given;
+    `D*P` features. The states are `[L*D, B, P]` for h and `[L*D, B, H]` for c, zeros if not given;
     batch_first does not change them.
 
-    Parameters are `weight_ih_l{k}` [4H, I or D*P], `weight_hh_l{k}` [4H, P], `bias_ih_l{k}` and
+    Parameters are `weight_ih_l{k}` [4H, I or `D*P`], `weight_hh_l{k}` [4H, P], `bias_ih_l{k}` and
     `bias_hh_l{k}` [4H], `weight_hr_l{k}` [P, H] with proj_size, each with `_reverse` for the second
     direction; gates in the order i, f, g, o. They are read anew on every call, so that a weight may
     be changed in any way at any time.

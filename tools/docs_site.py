@@ -33,6 +33,8 @@ ELSEWHERE = {
     "CONTRIBUTING.md": "project/contributing.md",
     "CHANGELOG.md": "project/changes.md",
 }
+WIDE = ("---", "hide: [toc]", "---", "")
+FIGURES = ('<div class="figures" markdown>', "")
 BENCHMARK_INTRODUCTION = """# Benchmarks
 
 nn.LSTM's time over ours, Python's overhead included: above 1 ours is faster. "training" is forward
@@ -44,7 +46,7 @@ machine, and `make bench ARGS="--quick"` does so in two minutes from a clone.
 Our GPU kernels have run on the CPU stand-in only: no figure of theirs is here until a result from a
 GPU is committed.
 
-Geometric means over the shapes of each list, and the shape where ours is least ahead:
+Geometric means over the shapes of each list; in brackets the shape where ours is least ahead:
 """
 
 
@@ -130,33 +132,38 @@ def _uri(path: Path) -> str:
 
 
 def _summary() -> str:
+    """One line per result, list of shapes, dtype, peer and number of threads."""
     lines = [
-        "| result | shapes | dtype | threads | mode | against | mean | least, and where |",
-        "|---|---|---|---:|---|---|---:|---|",
+        "| result | shapes | dtype | against | threads | "
+        + " | ".join(report.MODES.values())
+        + " |",
+        "|---|---|---|---|---:|" + "---:|" * len(report.MODES),
     ]
     for path in _results():
         link = f"[{_title(path)}]({_uri(path).removeprefix('benchmarks/')})"
+        table: dict[tuple[Any, ...], dict[str, str]] = {}
         for mean in report.load(path)["geomeans"]:
-            mode = report.MODES[mean["mode"]]
             peer = report.PEER_LABELS.get(mean["peer"], mean["peer"])
-            lines.append(
-                f"| {link} | {mean['group']} ({mean['shapes']}) | {mean['dtype']} "
-                f"| {mean['threads'] or ''} | {mode} | {peer} | {mean['ratio']:.2f} "
-                f"| {mean['worst']:.2f} at {mean['worst_shape']} |"
-            )
-    return "\n".join([BENCHMARK_INTRODUCTION, *lines, ""])
+            key = (mean["group"], mean["dtype"], peer, mean["threads"] or "")
+            cell = f"**{mean['ratio']:.2f}** ({mean['worst']:.2f})"
+            table.setdefault(key, {})[mean["mode"]] = cell
+        for key, cells in table.items():
+            figures = " | ".join(cells.get(mode, "") for mode in report.MODES)
+            lines.append(f"| {link} | " + " | ".join(map(str, key)) + f" | {figures} |")
+    return "\n".join([*WIDE, BENCHMARK_INTRODUCTION, *FIGURES, *lines, "", "</div>", ""])
 
 
 def _result_page(path: Path) -> str:
     """Picture, tables and every figure of one result."""
     result = report.load(path)
-    lines = [f"# {_title(path)}", "", report.caption(result), ""]
+    lines = [*WIDE, f"# {_title(path)}", "", report.caption(result), ""]
     if path.with_suffix(".png").exists():
         picture = _uri(path).removeprefix("benchmarks/").replace(".md", ".png")
-        lines += [f"![nn.LSTM's time over ours, per shape]({picture})", ""]
+        lines += [f"![nn.LSTM's time over ours, per shape]({picture}){{ .wide }}", ""]
+    lines += FIGURES
     groups = list(dict.fromkeys((row["group"], row["dtype"]) for row in result["rows"]))
     for group, dtype in groups:
         lines += [f"## Shapes `{group}`, {dtype}", "", report.table(result, group, dtype), ""]
     lines += ["## Every figure", "", report.detail(result), ""]
     source = path.relative_to(ROOT)
-    return "\n".join([*lines, f"Made from `{source}` in the repository.", ""])
+    return "\n".join([*lines, "</div>", "", f"Made from `{source}` in the repository.", ""])
