@@ -133,22 +133,23 @@ def _uri(path: Path) -> str:
 
 def _summary() -> str:
     """One line per result, list of shapes, dtype, peer and number of threads."""
+    results = {path: report.load(path) for path in _results()}
+    measured = {mean["mode"] for result in results.values() for mean in result["geomeans"]}
+    modes = {mode: name for mode, name in report.MODES.items() if mode in measured}
     lines = [
-        "| result | shapes | dtype | against | threads | "
-        + " | ".join(report.MODES.values())
-        + " |",
-        "|---|---|---|---|---:|" + "---:|" * len(report.MODES),
+        "| result | shapes | dtype | against | threads | " + " | ".join(modes.values()) + " |",
+        "|---|---|---|---|---:|" + "---:|" * len(modes),
     ]
-    for path in _results():
+    for path, result in results.items():
         link = f"[{_title(path)}]({_uri(path).removeprefix('benchmarks/')})"
         table: dict[tuple[Any, ...], dict[str, str]] = {}
-        for mean in report.load(path)["geomeans"]:
+        for mean in result["geomeans"]:
             peer = report.PEER_LABELS.get(mean["peer"], mean["peer"])
             key = (mean["group"], mean["dtype"], peer, mean["threads"] or "")
             cell = f"**{mean['ratio']:.2f}** ({mean['worst']:.2f})"
             table.setdefault(key, {})[mean["mode"]] = cell
         for key, cells in table.items():
-            figures = " | ".join(cells.get(mode, "") for mode in report.MODES)
+            figures = " | ".join(cells.get(mode, "") for mode in modes)
             lines.append(f"| {link} | " + " | ".join(map(str, key)) + f" | {figures} |")
     return "\n".join([*WIDE, BENCHMARK_INTRODUCTION, *FIGURES, *lines, "", "</div>", ""])
 

@@ -71,6 +71,7 @@ def rows() -> Picture:
     """An image read row by row by the same cell."""
     p = Picture(960, 300, "A digit read row by row: one step for each row")
     size = 8
+    sharp = 'shape-rendering="crispEdges"'  # or seams show between pixels
 
     def pixels(x: float, y: float, lines: Sequence[str], scale: float) -> None:
         width = 28 * scale
@@ -80,7 +81,8 @@ def rows() -> Picture:
                 if level != "0":
                     p.parts.append(
                         f'<rect x="{x + k * scale:g}" y="{y + r * scale:g}" width="{scale:g}" '
-                        f'height="{scale:g}" fill="#fff" fill-opacity="{int(level, 16) / 15:.2f}"/>'
+                        f'height="{scale:g}" {sharp} fill="#fff" '
+                        f'fill-opacity="{int(level, 16) / 15:.2f}"/>'
                     )
 
     digit = DIGIT.split()
