@@ -76,7 +76,7 @@ gpu-baseline:
 docs: $(DOCS_STAMP)
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
 	@echo "build/site/index.html"
-test-docs: $(DEV_STAMP)
+test-docs: $(DEV_STAMP) $(DOCS_STAMP)
 	$(PY) -m pytest $(ARGS) tests/docs
 
 lint: $(DEV_STAMP)
