@@ -42,7 +42,8 @@ def test_benchmark_page_has_the_figures_of_its_json(site: Path, path: Path) -> N
     result = json.loads(path.read_text("utf-8"))
     if result.get("schema") != 1:
         pytest.skip(f"{path.name}: not of the form that a page is made of")
-    shown = words(site / "benchmarks" / f"{path.parent.name}-{path.stem}.html")
+    page = site / "benchmarks" / f"{path.parent.name}-{path.stem}.html"
+    shown = words(page)
     summary = words(site / "benchmarks" / "index.html")
     for row in result["rows"]:
         for figure in row["implementations"].values():
@@ -51,8 +52,9 @@ def test_benchmark_page_has_the_figures_of_its_json(site: Path, path: Path) -> N
         assert f"{mean['ratio']:.2f}" in shown
         assert f"{mean['ratio']:.2f}" in summary
     assert result["environment"]["git"]["commit"][:10] in shown
-    picture = site / "benchmarks" / f"{path.parent.name}-{path.stem}.png"
-    assert picture.exists() == path.with_suffix(".png").exists()
+    has_picture = path.with_suffix(".png").exists()
+    assert page.with_suffix(".png").exists() == has_picture
+    assert (f'src="{page.stem}.png"' in page.read_text("utf-8")) == has_picture
 
 
 def test_nothing_is_fetched_from_elsewhere(site: Path) -> None:
