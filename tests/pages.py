@@ -41,10 +41,19 @@ class Block:
     prints: str | None
 
 
+def in_navigation() -> list[str]:
+    """The pages that mkdocs.yml names, relative to docs/."""
+    text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    return re.findall(r"^ +- .*?([\w/.-]+\.md)$", text, re.MULTILINE)
+
+
 def pages() -> list[Path]:
-    """The README and every page of docs/ that shows Python."""
-    found = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
-    return [path for path in found if blocks(path)]
+    """The README and the pages in the navigation that show Python.
+
+    A page that mkdocs.yml does not name belongs to one part of the package, as does its test.
+    """
+    found = [ROOT / "README.md", *(DOCS / page for page in in_navigation())]
+    return [path for path in found if path.exists() and blocks(path)]
 
 
 def blocks(path: Path) -> list[Block]:

@@ -59,7 +59,8 @@ def test_a_block_is_found_run_and_compared(tmp_path: Path) -> None:
 
 
 def test_every_page_stands_in_the_navigation_once() -> None:
-    named = re.findall(r"^ +- .*?([\w/.-]+\.md)$", (ROOT / "mkdocs.yml").read_text("utf-8"), re.M)
+    named = pages.in_navigation()
+    assert len(named) > 10
     assert sorted(set(named)) == sorted(named)
     missing = [page for page in named if not (pages.DOCS / page).exists()]
     assert not missing
