@@ -6,7 +6,6 @@ may carry a mark, a comment in the line before it:
     <!-- slow -->             it takes seconds: left to `make test-docs`, which runs the whole page
     <!-- not run: reason -->  it needs what a test cannot have; the reason is printed
 
-A block that only includes an example (`--8<-- "examples/..."`) is left to that example's own test.
 What stands in a fence ```text title="prints" right after a block is exactly what the block prints.
 """
 
@@ -61,8 +60,6 @@ def blocks(path: Path) -> list[Block]:
     text = path.read_text(encoding="utf-8")
     found = []
     for match in _BLOCK.finditer(text):
-        if match["code"].lstrip().startswith("--8<--"):
-            continue
         prints = match["prints"]
         found.append(
             Block(

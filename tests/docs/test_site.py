@@ -79,3 +79,10 @@ def test_every_page_of_docs_is_in_the_site(site: Path) -> None:
         address = page.relative_to(pages.DOCS).with_suffix(".html").as_posix()
         assert (site / address).exists()
         assert f'href="{address}"' in home, f"{address}: not in the navigation"
+
+
+def test_every_example_is_shown(site: Path) -> None:
+    shown = " ".join(words(page) for page in (site / "recipes").glob("*.html"))
+    shown = re.sub(r"\s+", "", shown)
+    for example in (ROOT / "examples").glob("*.py"):
+        assert re.sub(r"\s+", "", example.read_text("utf-8")) in shown, example.name
