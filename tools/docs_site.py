@@ -4,11 +4,13 @@
   that sums them up. No figure is copied by hand.
 - In depth: every page in docs/ that mkdocs.yml does not name, so that a new one is never lost.
 - Project: texts that live beside the code they are about (CONTRIBUTING.md, csrc/README.md, ...).
+- A link out of docs/ leads to the page of the text that it means, or to a copy of the file.
 - In a page, the line `<!-- public names -->` becomes the reference of all that `__all__` names.
 """
 
 import ast
-import json
+import posixpath
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,6 +79,12 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for source, uri in ELSEWHERE.items():
         files.append(File.generated(config, uri, content=(ROOT / source).read_text("utf-8")))
     files.append(File.generated(config, "benchmarks/index.md", content=_summary()))
+    sources = {f"docs/{page.src_uri}" for page in files.documentation_pages()} | set(ELSEWHERE)
+    sources = {source for source in sources if (ROOT / source).is_file()}
+    linked = {t for s in sources for t in _linked_files(s, (ROOT / s).read_text("utf-8")).values()}
+    for path in sorted(linked | {path.relative_to(ROOT).as_posix() for path in _other_results()}):
+        if _place(path).startswith("repository/"):
+            files.append(File.generated(config, _place(path), abs_src_path=str(ROOT / path)))
     for path in _results():
         files.append(File.generated(config, _uri(path), content=_result_page(path)))
         picture = path.with_suffix(".png")
@@ -87,12 +95,35 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Puts the reference of the public names where a page asks for it."""
+    """Turns links to files of the repository, and puts in the reference of the public names."""
+    uri = page.file.src_uri
+    source = next((source for source, place in ELSEWHERE.items() if place == uri), f"docs/{uri}")
+    for link, path in _linked_files(source, markdown).items():
+        place = posixpath.relpath(_place(path), posixpath.dirname(uri) or ".")
+        markdown = re.sub(rf"\]\({re.escape(link)}(?=[)#])", f"]({place}", markdown)
     if PUBLIC_NAMES not in markdown:
         return markdown
     return markdown.replace(
         PUBLIC_NAMES, "\n\n".join(f"::: fused_lstm.{n}" for n in _public_names())
     )
+
+
+def _linked_files(source: str, text: str) -> dict[str, str]:
+    """Links as written -> the files they mean, for those that lead out of docs/ or into it."""
+    found = {}
+    for link in re.findall(r"\]\(([^)#:\s]+)[)#]", text):
+        path = posixpath.normpath(posixpath.join(posixpath.dirname(source), link))
+        inside = source.startswith("docs/") and path.startswith("docs/")
+        if not inside and not path.startswith("..") and (ROOT / path).is_file():
+            found[link] = path
+    return found
+
+
+def _place(path: str) -> str:
+    """Where a file of the repository stands in the site."""
+    if path.startswith("docs/"):
+        return path.removeprefix("docs/")
+    return ELSEWHERE.get(path, f"repository/{path}")
 
 
 def _public_names() -> list[str]:
@@ -119,8 +150,18 @@ def _named(nav: Any) -> Iterator[str]:
 
 def _results() -> list[Path]:
     """The committed results in the form of benchmarks/report.py."""
-    paths = sorted(RESULTS.glob("*/*.json"))
-    return [path for path in paths if json.loads(path.read_text("utf-8")).get("schema") == 1]
+    return sorted(set(RESULTS.glob("*/*.json")) - set(_other_results()))
+
+
+def _other_results() -> list[Path]:
+    """Those in another form: they are linked, not shown."""
+    found = []
+    for path in sorted(RESULTS.glob("*/*.json")):
+        try:
+            report.load(path)
+        except ValueError:
+            found.append(path)
+    return found
 
 
 def _title(path: Path) -> str:
@@ -151,7 +192,13 @@ def _summary() -> str:
         for key, cells in table.items():
             figures = " | ".join(cells.get(mode, "") for mode in modes)
             lines.append(f"| {link} | " + " | ".join(map(str, key)) + f" | {figures} |")
-    return "\n".join([*WIDE, BENCHMARK_INTRODUCTION, *FIGURES, *lines, "", "</div>", ""])
+    others = [
+        f"- [{_title(path)}](../repository/{path.relative_to(ROOT).as_posix()})"
+        for path in _other_results()
+    ]
+    if others:
+        others = ["## Other results", "", *others, ""]
+    return "\n".join([*WIDE, BENCHMARK_INTRODUCTION, *FIGURES, *lines, "", "</div>", "", *others])
 
 
 def _result_page(path: Path) -> str:
