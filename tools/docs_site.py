@@ -103,9 +103,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         markdown = re.sub(rf"\]\({re.escape(link)}(?=[)#])", f"]({place}", markdown)
     if PUBLIC_NAMES not in markdown:
         return markdown
-    return markdown.replace(
-        PUBLIC_NAMES, "\n\n".join(f"::: fused_lstm.{n}" for n in _public_names())
-    )
+    return markdown.replace(PUBLIC_NAMES, "\n\n".join(f"::: {_path(n)}" for n in _public_names()))
 
 
 def _linked_files(source: str, text: str) -> dict[str, str]:
@@ -134,6 +132,12 @@ def _public_names() -> list[str]:
             names: list[str] = ast.literal_eval(node.value)
             return [name for name in names if name not in ("__version__", "functional")]
     raise ValueError("fused_lstm/__init__.py: expected a list __all__, found none")
+
+
+def _path(name: str) -> str:
+    """Where to look a public name up: where it is defined, if a module has the same name."""
+    module = ROOT / "fused_lstm" / f"{name}.py"
+    return f"fused_lstm.{name}.{name}" if module.exists() else f"fused_lstm.{name}"
 
 
 def _named(nav: Any) -> Iterator[str]:
