@@ -3,6 +3,7 @@
 `make test-docs` runs it; `make test` does not come here.
 """
 
+import os
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pages
 import pytest
+import torch
 
 ROOT = pages.ROOT
 SLOW = [path for path in pages.pages() if any(b.mark == "slow" for b in pages.blocks(path))]
@@ -27,7 +29,12 @@ REACHES = {
 
 @pytest.mark.parametrize("page", SLOW, ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_whole_page_runs(page: Path) -> None:
-    pages.run([block for block in pages.blocks(page) if not block.mark.startswith("not run")])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        pages.run([block for block in pages.blocks(page) if not block.mark.startswith("not run")])
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_there_are_slow_pages_and_each_example_is_known() -> None:
@@ -37,9 +44,9 @@ def test_there_are_slow_pages_and_each_example_is_known() -> None:
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda p: p.name)
 def test_example_runs_and_reaches_its_figure(example: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, str(example)], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
+    command = [sys.executable, str(example)]
+    alone = {**os.environ, "OMP_NUM_THREADS": "1"}  # small work: quickest so, and steady
+    done = subprocess.run(command, cwd=ROOT, env=alone, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     pattern, low, high = REACHES[example.name]
     figures = re.findall(pattern, done.stdout)
