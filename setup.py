@@ -9,6 +9,7 @@ no -march flag belongs here.
 
 import importlib.util
 import os
+import platform
 import re
 import sys
 from pathlib import Path
@@ -20,12 +21,25 @@ sys.path.insert(0, str(ROOT / "tools"))
 import cuda_build  # noqa: E402
 
 OLDEST_TORCH = (2, 11)
+COMPILER_FLAGS = ["-O3", "-g0", "-std=c++17", "-fvisibility=hidden"]
+if sys.platform == "win32":
+    COMPILER_FLAGS = ["/O2", "/std:c++17"]
 
 
 def refuse(reason: str) -> None:
     raise SystemExit(f"fused_lstm: {reason}")
 
 
+# MSVC knows neither the vector types nor the attributes that the kernels are written in. clang-cl
+# does; nobody has tried it.
+if sys.platform == "win32" and "clang-cl" not in os.environ.get("CXX", ""):
+    refuse(
+        "the kernels need GCC or clang, and MSVC cannot compile them: install under WSL, or try "
+        "CXX=clang-cl, which is untested"
+    )
+if sys.platform == "darwin":
+    # python.org's Python compiles for two processors at once; torch is there for one.
+    os.environ.setdefault("ARCHFLAGS", f"-arch {platform.machine()}")
 if int(setuptools.__version__.split(".")[0]) < 71 and not importlib.util.find_spec("wheel"):
     refuse("setuptools before 71 needs `wheel` here: python -m pip install wheel")
 try:
@@ -88,7 +102,7 @@ def extension(name: str, sources: list[str], libraries: list[str], **more: list)
         sources,
         depends=files("csrc/**/*.h"),
         define_macros=[("FUSED_LSTM_VERSION", version), *more.get("macros", [])],
-        extra_compile_args=["-O3", "-g0", "-std=c++17", "-fvisibility=hidden"],
+        extra_compile_args=COMPILER_FLAGS,
     )
     made.libraries = libraries  # and not torch_python, c10: only C functions are called
     made.include_dirs += more.get("include_dirs", [])

@@ -2,11 +2,24 @@
 
 from . import functional
 from ._extension import require as _require
+from .convert import convert, revert
 from .dispatch import explain_plan
+from .export import export_mode
 from .functional import lstm
 from .modules import LSTM, LSTMCell
 
-__all__ = ["LSTM", "LSTMCell", "__version__", "empty_cache", "explain_plan", "functional", "lstm"]
+__all__ = [
+    "LSTM",
+    "LSTMCell",
+    "__version__",
+    "convert",
+    "empty_cache",
+    "explain_plan",
+    "export_mode",
+    "functional",
+    "lstm",
+    "revert",
+]
 
 __version__ = "0.1.0"
 

@@ -4,8 +4,8 @@ Three ways lead through. The fused operator, wherever it has a kernel (on a GPU:
 turned on, see `_extension.py`). PyTorch's own LSTM, for the
 devices, dtypes and options without one and in graphs that must run elsewhere: whatever
 torch.nn.LSTM accepts works here too, and `explain_plan` says which way is taken. And the
-specification in `reference.py`, under torch.func's transforms and forward-mode differentiation,
-which need PyTorch's own operators one by one.
+specification in `reference.py`, under forward-mode differentiation and wherever torch.func
+transforms a call for which the operator has no kernel.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ import torch
 from torch import _VF, Tensor, nn
 from torch.autograd import forward_ad
 
-from . import _extension, function
+from . import _extension, export, function
 
 __all__ = ["Options", "cell", "explain_plan", "stack", "torch_lstm"]
 
@@ -41,17 +41,23 @@ def stack(
     options: Options,
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """All layers of a checked call, by whichever way computes them."""
-    transformed = _is_transformed()
+    transformed = _transforms()
     if not transformed and _must_use_torch(x, hx, weights):
-        num_layers, bias, dropout, training, bidirectional, proj_size = options
+        num_layers, bias, dropout, training, bidirectional, _ = options
         if hx is None:
-            rows, hidden = num_layers * (2 if bidirectional else 1), weights[0].shape[0] // 4
-            hx = (x.new_zeros(rows, batch, proj_size or hidden), x.new_zeros(rows, batch, hidden))
+            hx = zero_state(x, batch, weights[0], options)
         flags = (bool(bias), num_layers, float(dropout), bool(training), bool(bidirectional))
         y, h_n, c_n = torch_lstm(x, batch_sizes, hx[0], hx[1], list(weights), *flags)
         return y, (h_n, c_n)
     y, h_n, c_n = _compute(transformed, x, batch_sizes, hx, weights, options)
     return y, (h_n, c_n)
+
+
+def zero_state(x: Tensor, batch: int, w_ih: Tensor, options: Options) -> tuple[Tensor, Tensor]:
+    """The initial state that stands for none: h [L*D, B, P] and c [L*D, B, H] of x's dtype."""
+    rows, hidden = options.num_layers * (2 if options.bidirectional else 1), w_ih.shape[0] // 4
+    width = options.proj_size or hidden
+    return x.new_zeros(rows, batch, width), x.new_zeros(rows, batch, hidden)
 
 
 def cell(
@@ -63,12 +69,12 @@ def cell(
     b_hh: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     weights = (w_ih, w_hh) if b_ih is None or b_hh is None else (w_ih, w_hh, b_ih, b_hh)
-    transformed = _is_transformed()
+    transformed = _transforms()
     (batch, features), hidden = x.shape, w_hh.shape[1]
     fits = features == w_ih.shape[1] and features > 0 and hidden > 0
     if fits and hx is not None:
         fits = hx[0].shape == hx[1].shape == (batch, hidden)
-    if not fits or (not transformed and _must_use_torch(x, hx, weights)):
+    if not fits or (not transformed and _must_use_torch(x, hx, weights, is_cell=True)):
         if hx is None:
             hx = (x.new_zeros(batch, hidden),) * 2
         return _VF.lstm_cell(x, tuple(hx), w_ih, w_hh, b_ih, b_hh)  # or its error
@@ -79,7 +85,7 @@ def cell(
 
 
 def _compute(
-    transformed: bool,
+    transformed: str,  # see _transforms
     x: Tensor,
     batch_sizes: Tensor | None,
     hx: Sequence[Tensor] | None,
@@ -87,13 +93,17 @@ def _compute(
     options: Options,
     is_cell: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """By the fused operator, or transformed by the specification; either with autocast's types."""
+    """By the fused operator, or by the specification; either with autocast's types."""
     result_dtypes = None
     if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(x.device.type):
         rounds = batch_sizes is None and not is_cell
         x, hx, weights, result_dtypes = _autocast(x, hx, weights, rounds)
     _check_uniform(x, hx, weights)
-    layer_of = function.reference_layer if transformed else function.lstm_layer
+    layer_of: Any = function.lstm_layer
+    if transformed:
+        by_rule = transformed == "rules" and not torch.compiler.is_compiling()  # Dynamo cannot
+        by_rule = by_rule and not _must_use_torch(x, hx, weights)
+        layer_of = function.transformed_layer if by_rule else function.reference_layer
     y, h_n, c_n = _layers(layer_of, x, batch_sizes, hx, weights, options)
     if result_dtypes is not None:
         y, h_n, c_n = (t.to(d) for t, d in zip((y, h_n, c_n), result_dtypes, strict=True))
@@ -188,11 +198,20 @@ def _check_uniform(x: Tensor, hx: Sequence[Tensor] | None, weights: Sequence[Ten
                 )
 
 
-def _is_transformed() -> bool:
-    """True under torch.func's transforms and inside a level of forward-mode differentiation."""
-    if torch.compiler.is_compiling():
-        return False
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+@_extension.constant_in_graphs
+def _transforms() -> str:
+    """What transforms the call: "" for nothing, "rules" for those that LstmLayer has a rule for.
+
+    "any" for all others of torch.func, and for a level of forward-mode differentiation.
+    """
+    if forward_ad._current_level >= 0:
+        return "any"
+    if not torch._C._are_functorch_transforms_active():
+        return ""
+    functorch = torch._C._functorch
+    known = (functorch.TransformType.Vmap, functorch.TransformType.Grad)
+    levels = functorch.get_interpreter_stack() or ()
+    return "rules" if all(level.key() in known for level in levels) else "any"
 
 
 def _no_kernel(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -214,10 +233,12 @@ def _index(device: torch.device) -> int:
     return torch.cuda.current_device() if torch.cuda.is_available() else 0
 
 
-def _must_use_torch(x: Tensor, hx: Sequence[Tensor] | None, weights: Sequence[Tensor]) -> bool:
+def _must_use_torch(
+    x: Tensor, hx: Sequence[Tensor] | None, weights: Sequence[Tensor], is_cell: bool = False
+) -> bool:
     """True when PyTorch's own LSTM has to compute this call."""
     if torch.compiler.is_compiling():
-        if torch.compiler.is_exporting():
+        if torch.compiler.is_exporting() and not export.holds_fused(1 if is_cell else x.shape[0]):
             return True  # the graph must also run where fused_lstm is not installed
     elif torch._C._is_tracing():
         return True  # likewise

@@ -5,18 +5,22 @@ inputs, y and the operator's reserve, and asks the backward operator for exactly
 autograd wants. It saves neither h_n nor c_n, so those may be edited in place; editing x, y, the
 initial state or a weight before backward raises, by autograd's version counters.
 
-When backward itself is to be differentiated (create_graph=True), it does not call the operator but
-computes the layer again through `reference.py` and lets autograd differentiate that, to any order.
+When backward itself may be differentiated (create_graph=True, torch.func), it is a Function too,
+`LstmLayerBackward`: it calls the same operator, and its own derivative computes the layer again
+through `reference.py` and lets autograd differentiate that, to any order. Both Functions have a
+rule for torch.vmap, see `batching.py`; that makes them whole for torch.func but for forward mode.
 """
 
+import contextlib
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import _extension, ops, reference
+from . import _extension, batching, ops, reference
 
-__all__ = ["LstmLayer", "lstm_layer", "reference_layer"]
+__all__ = ["LstmLayer", "LstmLayerBackward", "lstm_layer", "reference_layer", "transformed_layer"]
 
 # Result k of the backward operator is the gradient of these positions of LstmLayer.forward.
 _DIFFERENTIABLE = ((0,), (2,), (3,), (4,), (5,), (6, 7), (8,), (9,), (10,), (11, 12), (13,))
@@ -52,13 +56,14 @@ class LstmLayer(torch.autograd.Function):
         wanted = ctx.needs_input_grad[:-1]
         if dy is None and dh_n is None and dc_n is None:
             return _NO_GRADIENTS
-        if torch.is_grad_enabled():
-            return (*_differentiable_backward(dy, dh_n, dc_n, inputs, wanted), None)
         needs = 0
         for k, positions in enumerate(_DIFFERENTIABLE):
             if wanted[positions[0]] or wanted[positions[-1]]:
                 needs |= 1 << k
-        results = ops.backward(dy, dh_n, dc_n, *inputs, y, reserve, needs, ctx.tf32)
+        # Also for vmap of torch.autograd.grad: gradients that are mapped need the Function's rule.
+        whole = torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
+        backward = LstmLayerBackward.apply if whole else ops.backward
+        results = backward(dy, dh_n, dc_n, *inputs, y, reserve, needs, ctx.tf32)
         grads: list[Tensor | None] = list(_NO_GRADIENTS)
         for k, positions in enumerate(_DIFFERENTIABLE):
             for position in positions:
@@ -68,31 +73,95 @@ class LstmLayer(torch.autograd.Function):
                     grads[position] = results[k].clone() if shared else results[k]
         return tuple(grads)
 
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> Any:
+        return batching.map_forward(LstmLayer.apply, info.batch_size, in_dims, arguments)
 
-def _differentiable_backward(
-    dy: Tensor | None,
-    dh_n: Tensor | None,
-    dc_n: Tensor | None,
-    inputs: list[Tensor | None],
-    wanted: tuple[bool, ...],
-) -> tuple[Tensor | None, ...]:
-    # A fresh view stands for each input, so that the gradient with respect to it is this layer's
-    # alone even where one input was computed from another (tied weights, h0 made from x, ...).
-    views = [
-        t.view_as(t) if w and t is not None else t for t, w in zip(inputs, wanted, strict=True)
-    ]
-    outputs = reference_layer(*views)  # type: ignore[arg-type]
-    pairs = [(out, g) for out, g in zip(outputs, (dy, dh_n, dc_n), strict=True) if g is not None]
-    grads = iter(
-        torch.autograd.grad(
-            [out for out, _ in pairs],
-            [t for t, w in zip(views, wanted, strict=True) if w and t is not None],
-            [g for _, g in pairs],
-            create_graph=True,
-            materialize_grads=True,
+
+class LstmLayerBackward(torch.autograd.Function):
+    """The arguments and results of `ops.backward`.
+
+    y and the reserve follow from the other arguments, and have no gradient of their own.
+    """
+
+    @staticmethod
+    def forward(*arguments: Any) -> tuple[Tensor, ...]:
+        return ops.backward(*arguments)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*inputs[:-4])
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        tensors = ctx.saved_tensors
+        wanted = [k for k, need in enumerate(ctx.needs_input_grad[:-4]) if need]
+        pairs = [
+            (positions[0], g)
+            for positions, g in zip(_DIFFERENTIABLE, cotangents, strict=True)
+            if g is not None
+        ]
+        grads: list[Tensor | None] = [None] * (len(tensors) + 4)
+        if not pairs or not wanted:
+            return tuple(grads)
+
+        def first(*changing: Tensor) -> tuple[Tensor, ...]:
+            """The gradients that are differentiated here, as a function of what is wanted."""
+            new = list(tensors)
+            for k, t in zip(wanted, changing, strict=True):
+                new[k] = t
+            dys, inputs = new[:3], new[3:]
+
+            def layer(*own: Tensor) -> tuple[Tensor, ...]:
+                again = list(inputs)
+                for (k, _), t in zip(pairs, own, strict=True):
+                    again[k] = t
+                outputs = reference_layer(*again)
+                return tuple(o for o, g in zip(outputs, dys, strict=True) if g is not None)
+
+            own = [inputs[k] for k, _ in pairs]
+            return _gradients(layer, own, [g for g in dys if g is not None], True)
+
+        create_graph = torch.is_grad_enabled()
+        with _without_autocast(tensors[3]):
+            changing = [tensors[k] for k in wanted]
+            second = _gradients(first, changing, [g for _, g in pairs], create_graph)
+        for k, t in zip(wanted, second, strict=True):
+            grads[k] = t
+        return tuple(grads)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> Any:
+        layers = LstmLayer.apply, LstmLayerBackward.apply
+        with _without_autocast(arguments[3]):
+            return batching.map_backward(*layers, info.batch_size, in_dims, arguments)
+
+
+def _gradients(
+    f: Callable[..., tuple[Tensor, ...]],
+    inputs: Sequence[Tensor],
+    cotangents: Sequence[Tensor],
+    create_graph: bool,
+) -> tuple[Tensor, ...]:
+    """The gradients of f for its inputs, inside torch.func's transforms and outside of them."""
+    if torch._C._are_functorch_transforms_active():
+        return torch.func.vjp(f, *inputs)[1](tuple(cotangents))
+    # Not by torch.func here, for it allows no saved-tensor hooks. A fresh view stands for each
+    # input, so that the gradient with respect to it is f's alone even where one input was computed
+    # from another (tied weights, h0 made from x, ...).
+    with torch.enable_grad():
+        views = [t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in inputs]
+        return torch.autograd.grad(
+            f(*views), views, cotangents, create_graph=create_graph, materialize_grads=True
         )
-    )
-    return tuple(next(grads) if w else None for w in wanted)
+
+
+def _without_autocast(x: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Keeps autocast from the products inside; some devices (meta) have none to begin with."""
+    if torch.amp.is_autocast_available(x.device.type):
+        return torch.autocast(x.device.type, enabled=False)
+    return contextlib.nullcontext()
 
 
 def reference_layer(
@@ -106,7 +175,7 @@ def reference_layer(
     inputs = [x, h0, c0, *weights]
     if x.dtype in (torch.bfloat16, torch.float16):
         inputs = [t if t is None else t.float() for t in inputs]
-    with torch.autocast(x.device.type, enabled=False):
+    with _without_autocast(x):
         outputs = reference.lstm_layer(inputs[0], batch_sizes, *inputs[1:])  # type: ignore[arg-type]
     y, h_n, c_n = (t.to(x.dtype) for t in outputs)
     return y, h_n, c_n
@@ -141,11 +210,21 @@ def lstm_layer(
     Returns y [T, B, D*P] (packed: [N, D*P]), h_n [D, B, P] and c_n [D, B, H].
     """
     tf32 = not x.is_cpu and tf32_allowed()
-    if torch.is_grad_enabled():
+    # An exported graph holds the operator alone, which knows no derivative: it is for inference.
+    if torch.is_grad_enabled() and not torch.compiler.is_exporting():
         for t in (x, h0, c0, *weights):
             if t is not None and t.requires_grad:
                 apply = LstmLayer.apply if torch.compiler.is_compiling() else _apply
                 y, h_n, c_n, _ = apply(x, batch_sizes, h0, c0, *weights, tf32)
                 return y, h_n, c_n
     y, h_n, c_n, _ = ops.forward(x, batch_sizes, h0, c0, *weights, False, tf32)
+    return y, h_n, c_n
+
+
+def transformed_layer(
+    x: Tensor, batch_sizes: Tensor | None, h0: Tensor | None, c0: Tensor | None, *weights: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`lstm_layer` under vmap, grad, vjp and jacrev of torch.func: by the Function in any case."""
+    tf32 = not x.is_cpu and tf32_allowed()
+    y, h_n, c_n, _ = LstmLayer.apply(x, batch_sizes, h0, c0, *weights, tf32)
     return y, h_n, c_n

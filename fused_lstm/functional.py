@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from .dispatch import Options, cell, stack
+from .dispatch import Options, cell, stack, zero_state
 
 __all__ = ["lstm", "lstm_cell"]
 
@@ -165,16 +165,35 @@ def _lstm_packed(
     x, batch_sizes, sorted_indices, unsorted_indices = packed
     if x.dim() != 2:
         raise RuntimeError(f"input must have 2 dimensions, got {x.dim()}")
+    if torch._C._are_functorch_transforms_active() and _is_mapped(batch_sizes):
+        raise RuntimeError(
+            "batch_sizes: expected the same lengths for all calls that vmap maps, got batch_sizes "
+            "mapped too. Map the data alone, or pad the sequences to one length"
+        )
     if x.dtype is not weights[0].dtype and not torch._C._is_any_autocast_enabled():
         raise RuntimeError(f"input: expected data of {weights[0].dtype}, got {x.dtype}")
-    batch = int(batch_sizes[0])
+    batch = _packed_rows(packed, hx)
     _check_sizes(x.shape[1], batch, hx, weights[0], options)
     if hx is not None and sorted_indices is not None:
         hx = (hx[0].index_select(1, sorted_indices), hx[1].index_select(1, sorted_indices))
+    if hx is None and torch.compiler.is_compiling():
+        hx = zero_state(x, batch, weights[0], options)  # so that a graph knows the results' sizes
     y, (h_n, c_n) = stack(x, batch_sizes, batch, hx, weights, options)
     if unsorted_indices is not None:
         h_n, c_n = h_n.index_select(1, unsorted_indices), c_n.index_select(1, unsorted_indices)
     return PackedSequence(y, batch_sizes, sorted_indices, unsorted_indices), (h_n, c_n)
+
+
+def _packed_rows(packed: PackedSequence, hx: Sequence[Tensor] | None) -> int:
+    """B. A graph cannot know batch_sizes[0], a value, so there the size of something else is read;
+    the operator holds the two against each other when it runs.
+    """
+    if torch.compiler.is_compiling():
+        if packed.sorted_indices is not None:
+            return packed.sorted_indices.shape[0]
+        if hx is not None:
+            return hx[0].shape[1]
+    return int(packed.batch_sizes[0])
 
 
 def _check_state_kind(hx: Any) -> None:
@@ -203,3 +222,13 @@ def _check_sizes(
                 raise RuntimeError(
                     f"Expected hidden[{k}] size {(rows, batch, width)}, got {list(hx[k].shape)}"
                 )
+
+
+def _is_mapped(t: Tensor) -> bool:
+    """Whether vmap maps a dimension of t, at whatever level."""
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(t):
+        if functorch.is_batchedtensor(t):
+            return True
+        t = functorch.get_unwrapped(t)
+    return False

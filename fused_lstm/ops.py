@@ -33,8 +33,13 @@ def forward(
     The reserve is what `backward` needs besides inputs and y: opaque bytes, of shape [0] when the
     last but one argument, save_for_backward, is False. The last, tf32, lets float32 products on
     CUDA tensors be formed in TF32; on the CPU it says nothing.
+
+    Raises torch.OutOfMemoryError where a GPU's memory does not suffice.
     """
-    return _forward(x, batch_sizes, h0, c0, *weights_save_tf32)
+    try:
+        return _forward(x, batch_sizes, h0, c0, *weights_save_tf32)
+    except RuntimeError as error:
+        raise _as_torch_has_it(error) from None
 
 
 def backward(
@@ -51,8 +56,22 @@ def backward(
 
     Bit k of the mask asks for result k. `db` is the gradient of b_ih and of b_hh alike. The reserve
     is only read, so that a second call gives the same result to the bit.
+
+    Raises torch.OutOfMemoryError where a GPU's memory does not suffice.
     """
-    return _backward(dy, dh_n, dc_n, x, batch_sizes, h0, c0, *weights_y_reserve_needs_tf32)
+    try:
+        return _backward(dy, dh_n, dc_n, x, batch_sizes, h0, c0, *weights_y_reserve_needs_tf32)
+    except RuntimeError as error:
+        raise _as_torch_has_it(error) from None
+
+
+def _as_torch_has_it(error: RuntimeError) -> RuntimeError:
+    """The error itself, or for a full GPU the class of it that torch raises.
+
+    The extension can only say so in words (csrc/binding/stable.cpp): the class does not get through
+    torch's stable interface.
+    """
+    return torch.OutOfMemoryError(str(error)) if "CUDA out of memory" in str(error) else error
 
 
 def _missing(*_: Any) -> Any:
@@ -89,20 +108,31 @@ def _fake_forward(
         batch = torch.library.get_ctx().new_dynamic_size()
     nbytes: Any = 0
     if save_for_backward:
-        sizes = (x.shape[0], batch, x.shape[-1], hidden, p)
-        if batch_sizes is None and all(isinstance(size, int) for size in sizes):
-            dtype = str(x.dtype).removeprefix("torch.")
-            on_cuda = x.device.type == "cuda"
-            module = _extension.require_cuda() if on_cuda else _extension.require()
-            nbytes = module.reserve_bytes(*sizes, directions, dtype) if batch else 0
-        else:
-            nbytes = torch.library.get_ctx().new_dynamic_size()
+        nbytes = _reserve_bytes(x, hidden, directions, w_hr is not None)
     return (
         x.new_empty((*x.shape[:-1], directions * p)),
         x.new_empty((directions, batch, p)),
         x.new_empty((directions, batch, hidden)),
         x.new_empty((nbytes,), dtype=torch.uint8),
     )
+
+
+def _reserve_bytes(x: Tensor, hidden: Any, directions: int, projects: bool) -> Any:
+    """What the extension's own reserve_bytes says, as an expression that sizes may be symbols of.
+
+    A symbol of its own (an unbacked one) would do for tracing, but partitioners cannot tell what
+    saving such a tensor costs. The kernels' own sources: kernels/cpu/isa.h, kernels/cuda/reserve.h.
+    """
+    rows = x.shape[0] if x.dim() == 2 else x.shape[0] * x.shape[1]
+    stored = x.dtype.itemsize
+    computed = max(stored, 4)
+    gates, cells, m = 4 * stored, computed, stored  # bytes of one unit in one row
+    if x.device.type != "cuda":
+        line = 64 // computed
+        units = (hidden + line - 1) // line * line
+        return directions * rows * units * (gates + cells)
+    arrays = (gates, cells, m) if projects else (gates, cells)
+    return directions * sum((rows * hidden * each + 255) // 256 * 256 for each in arrays)
 
 
 def _fake_backward(

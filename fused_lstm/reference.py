@@ -3,7 +3,7 @@
 Read this page first. Every kernel of the package computes what `lstm_cell` says, and the tests hold
 them to it; the page itself is held to `torch.nn.LSTM` in float64. It is slow, and differentiable to
 any order in reverse and forward mode because it only uses PyTorch's own operators, none in place.
-That is why double backward and torch.func run through it.
+That is why second derivatives and forward mode run through it.
 
 Letters: T steps, B rows (batch), I input features, H hidden units, P size of h (proj_size, or H),
 D directions, N = sum(batch_sizes) rows of a packed input. Gates stand in torch's order: i, f, g, o.

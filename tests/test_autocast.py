@@ -5,9 +5,11 @@ proj_size), output and h_n have the autocast type and c_n is float32, as with pr
 Everywhere else the types are those of nn.LSTM there.
 """
 
+import copy
+
 import pytest
 import torch
-from cases import OUTPUT_TOLERANCE, error
+from cases import GRADIENT_TOLERANCE, OUTPUT_TOLERANCE, error
 from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 
@@ -121,6 +123,97 @@ def test_a_model_of_layers() -> None:
     assert y.dtype is BF16
     y.float().sum().backward()
     assert all(p.grad is not None and p.grad.dtype is F32 for p in model.parameters())
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("cast", [BF16, F16], ids=str)
+def test_compiled_has_the_types_of_eager(cast: torch.dtype, compiled: bool) -> None:
+    """One graph per kind of call, and gradients of float32; where nn.LSTM fails even uncompiled."""
+    x, hx = torch.randn(4, 3, 5), (torch.randn(2, 3, 7), torch.randn(2, 3, 7))
+    low = tuple(t.to(cast) for t in hx)
+    calls = (
+        (fused_lstm.LSTM(5, 7, 2), x, hx, (cast, cast, F32)),
+        (fused_lstm.LSTM(5, 7, 2), x.to(cast), hx, (F32, F32, F32)),
+        (fused_lstm.LSTM(5, 7, 2, dtype=cast), x.to(cast), low, (cast, cast, cast)),
+        (fused_lstm.LSTMCell(5, 7), x[0], (hx[0][0], hx[1][0]), (F32, F32)),
+        (fused_lstm.LSTM(5, 7, 2, dtype=F64), x.double(), None, (F64, F64, F64)),
+    )
+    for module, data, state, expected in calls:
+        torch._dynamo.reset()
+        run = torch.compile(module, fullgraph=True, backend="aot_eager") if compiled else module
+        exact = copy.deepcopy(module).double()
+        wide = None if state is None else tuple(t.double() for t in state)
+        leaves = torch.utils._pytree.tree_leaves(exact(data.double(), wide))
+        with torch.autocast("cpu", dtype=cast):
+            own = torch.utils._pytree.tree_leaves(run(data, state))
+        assert tuple(t.dtype for t in own) == expected
+        for a, b in zip(own, leaves, strict=True):
+            assert error(a, b) <= OUTPUT_TOLERANCE[F64 if module is calls[-1][0] else cast]
+        grads = torch.autograd.grad(sum(t.double().sum() for t in own), list(module.parameters()))
+        wanted = torch.autograd.grad(sum(t.sum() for t in leaves), list(exact.parameters()))
+        for a, b, p in zip(grads, wanted, module.parameters(), strict=True):
+            assert a.dtype is p.dtype
+            assert error(a, b) <= GRADIENT_TOLERANCE[cast]
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_grad_scaler(compiled: bool) -> None:
+    """float16 with a scaled loss: it learns; and a step with an infinite gradient is left out."""
+    torch._dynamo.reset()
+    lstm, head = fused_lstm.LSTM(4, 12, bidirectional=True), nn.Linear(24, 1)
+    parameters = [*lstm.parameters(), *head.parameters()]
+
+    def loss_of(x: torch.Tensor) -> torch.Tensor:
+        return (head(lstm(x)[0]).float() - x.cumsum(0)[..., :1].tanh()).square().mean()
+
+    run = torch.compile(loss_of, fullgraph=True, backend="aot_eager") if compiled else loss_of
+    optimizer = torch.optim.Adam(parameters, lr=0.03)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
+    x = torch.randn(6, 16, 4)
+    losses = []
+    for _ in range(30):
+        optimizer.zero_grad()
+        with torch.autocast("cpu", dtype=F16):
+            loss = run(x)
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in parameters)
+        scaler.step(optimizer)
+        scaler.update()
+        losses.append(loss.item())
+    assert losses[-1] < 0.3 * losses[0]
+    before = [p.detach().clone() for p in parameters]
+    optimizer.zero_grad()
+    with torch.autocast("cpu", dtype=F16):
+        loss = run(x)
+    scaler.scale(loss * 1e38).backward()  # more than float16, and float32, can hold
+    scaler.step(optimizer)
+    scaler.update()
+    assert all(torch.equal(a, b) for a, b in zip(before, parameters, strict=True))
+    assert scaler.get_scale() == 2.0**11
+
+
+@pytest.mark.parametrize("method", ["half", "bfloat16"])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_half_modules(method: str, compiled: bool) -> None:
+    """`.half()` and `.bfloat16()`: outputs and gradients of every leaf, near float64's."""
+    torch._dynamo.reset()
+    exact = fused_lstm.LSTM(5, 7, 2, bidirectional=True, proj_size=3, dtype=F64)
+    low = getattr(copy.deepcopy(exact), method)()
+    dtype = low.weight_ih_l0.dtype
+    run = torch.compile(low, fullgraph=True, backend="aot_eager") if compiled else low
+    x = torch.randn(4, 3, 5, dtype=dtype, requires_grad=True)
+    wide = x.detach().double().requires_grad_()
+    own = torch.utils._pytree.tree_leaves(run(x))
+    expected = torch.utils._pytree.tree_leaves(exact(wide))
+    for a, b in zip(own, expected, strict=True):
+        assert a.dtype is dtype
+        assert error(a, b) <= OUTPUT_TOLERANCE[dtype]
+    grads = torch.autograd.grad([t.sum() for t in own], [x, *low.parameters()])
+    wanted = torch.autograd.grad([t.sum() for t in expected], [wide, *exact.parameters()])
+    for a, b in zip(grads, wanted, strict=True):
+        assert a.dtype is dtype
+        assert error(a, b) <= GRADIENT_TOLERANCE[dtype]
 
 
 class First(nn.Module):

@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fused_lstm
-from fused_lstm import _extension, function
+from fused_lstm import _extension, function, ops
 
 T, B, I, H = 4, 3, 5, 7  # noqa: E741
 FACTS = {"arch": 90, "sms": 132, "shared_per_block": 232448, "shared_per_sm": 233472}
@@ -42,10 +42,6 @@ class StandIn:
 
     def obstacle(self, arch: int) -> str:
         return self.why_not
-
-    def reserve_bytes(self, *sizes: Any) -> int:
-        assert sizes == (T, B, I, H, H, 1, "float32")
-        return 4352
 
     def explain_plan(self, *arguments: Any) -> str:
         *sizes, training, tf32, facts = arguments
@@ -212,7 +208,11 @@ def test_reserve_is_the_cuda_kernels() -> None:
     with fake_gpu():
         ten = [*weights(), *[None] * 6]
         *_, reserve = torch.ops.fused_lstm.forward(on_gpu(T, B, I), None, None, None, *ten, True)
-    assert reserve.shape == (4352,)
+    gates, cells = T * B * 4 * H * 4, T * B * H * 4
+    assert (gates, cells) == (1344, 336)
+    assert reserve.shape == (
+        1536 + 512,
+    )  # each up to a multiple of 256, as in kernels/cuda/reserve.h
     assert reserve.device == torch.device("cuda:0")
 
 
@@ -307,3 +307,15 @@ def test_require_cuda_says_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_extension, "why_no_cuda", "because")
     with pytest.raises(ImportError, match="because"):
         _extension.require_cuda()
+
+
+@pytest.mark.parametrize("operator", ["forward", "backward"])
+def test_a_full_gpu_is_torchs_own_error(operator: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the extension can only say in words arrives as the class that programs catch."""
+
+    def no_memory(*_: Any) -> Any:
+        raise RuntimeError("CUDA out of memory: torch could not allocate a tensor of sizes [1]")
+
+    monkeypatch.setattr(ops, f"_{operator}", no_memory)
+    with pytest.raises(torch.OutOfMemoryError, match="could not allocate"):
+        getattr(ops, operator)(*[None] * 7)

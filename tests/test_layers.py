@@ -23,9 +23,12 @@ TORCH_HEADER = re.compile(r"(^|/)(torch|ATen|c10|caffe2|pybind11)/|^Python\.h$")
 RANKS = {
     "_extension": 0,
     "reference": 0,
+    "batching": 0,
     "ops": 1,
     "function": 2,
+    "export": 2,
     "dispatch": 3,
+    "onnx": 3,
     "functional": 4,
     "modules": 5,
     "convert": 6,

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import fused_lstm
+from fused_lstm import info
 
 ROOT = Path(__file__).resolve().parent.parent
 if not (ROOT / "setup.py").exists():
@@ -129,7 +130,7 @@ def test_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
     assert "Requires-Dist: torch>=2.11" in text
     assert "Requires-Python: <3.15,>=3.10" in text
     extras = set(re.findall(r"^Provides-Extra: (\S+)$", text, re.MULTILINE))
-    assert extras == {"train", "tensorboard", "bench", "dev"}
+    assert extras == {"train", "tensorboard", "bench", "onnx", "onnx-test", "dev"}
     with zipfile.ZipFile(wheel) as file:
         file.extractall(tmp_path / "installed")
     program = "import fused_lstm._extension as e; print(e.available, e.__file__)"
@@ -203,13 +204,33 @@ def test_info_command() -> None:
     assert done.returncode == 0, done.stderr
     first, *others = done.stdout.splitlines()
     assert f"fused_lstm {fused_lstm.__version__}, torch {torch.__version__}" in first
-    assert "T=5 B=3 I=2 H=7, 1 direction(s), float32, 1 thread(s):" in others
+    assert "T=5 B=3 I=2 H=7, 1 direction(s), float32, on cpu, 1 thread(s):" in others
     assert any(line.startswith("CUDA kernels: ") for line in others)
     assert any(line.startswith("  inference: ") for line in others)
     assert any(line.startswith("  training: ") for line in others)
     wrong = python("-m", "fused_lstm", "--shape", "0", "3", "2", "7")
     assert wrong.returncode == 2
     assert "T: expected a size of at least 1, got 0" in wrong.stderr
+
+
+def test_info_of_a_projection_and_of_another_device(capsys: pytest.CaptureFixture[str]) -> None:
+    assert info.main(["--shape", "5", "3", "2", "7", "--proj-size", "3", "--threads", "1"]) == 0
+    told = capsys.readouterr().out
+    assert "T=5 B=3 I=2 H=7 P=3, 1 direction(s), float32, on cpu, 1 thread(s):" in told
+    assert "h projected after each step" in told
+    assert info.main(["--device", "mps"]) == 0
+    told = capsys.readouterr().out
+    assert "  training: torch's own LSTM (no kernel for device 'mps')" in told
+    assert "workspace" not in told
+    for wrong, reason in (
+        (["--proj-size", "128"], "proj_size: expected 0 to hidden_size - 1 = 127, got 128"),
+        (["--device", "nowhere"], "at start of device string: nowhere"),
+    ):
+        with pytest.raises(SystemExit):
+            info.main(wrong)
+        assert reason in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"dtype: expected one of float32, .*, got int8"):
+        info.describe(dtype="int8")
 
 
 def test_preflight(tmp_path: Path) -> None:

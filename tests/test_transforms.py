@@ -1,18 +1,18 @@
-"""Whatever looks into, records or rewrites a program: torch.func, tracing, exporting, compiling."""
+"""Whatever looks into or rewrites a program: torch.func, make_fx, torch.fx, subclasses, modes.
 
-import io
+Its neighbours: test_compile.py, test_export.py, test_opcheck.py.
+"""
+
 from typing import Any
 
 import pytest
 import torch
 from cases import (
     GRADIENT_TOLERANCE,
-    OUTPUT_TOLERANCE,
     Case,
-    arguments,
-    error,
     modules,
 )
+from model_cases import CellModel, Model, assert_close
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import (
@@ -27,60 +27,10 @@ from torch.func import (
     vmap,
 )
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 import fused_lstm
 
 F64 = torch.float64
-
-
-class Model(nn.Module):
-    """A recurrent layer inside a model; returns flat tensors."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        output, (h, c) = self.layer(x)
-        return output, h, c
-
-
-class PackedModel(nn.Module):
-    """Likewise for a packed input."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x: PackedSequence) -> tuple[Tensor, Tensor, Tensor]:
-        output, (h, c) = self.layer(x)
-        return output.data, h, c
-
-
-class CellModel(nn.Module):
-    """Two steps of a cell."""
-
-    def __init__(self, cell: nn.Module) -> None:
-        super().__init__()
-        self.cell = cell
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        state = self.cell(x)
-        h, c = self.cell(x, state)
-        return h, c
-
-
-def assert_close(
-    actual: Any, expected: Any, tolerance: float = OUTPUT_TOLERANCE[torch.float32]
-) -> None:
-    pairs = zip(
-        torch.utils._pytree.tree_leaves(actual),
-        torch.utils._pytree.tree_leaves(expected),
-        strict=True,
-    )
-    for a, b in pairs:
-        assert error(a, b) <= tolerance
 
 
 def pair(dtype: torch.dtype = F64, **options: Any) -> tuple[Any, Any, Tensor]:
@@ -206,29 +156,6 @@ def test_fake_tensors_have_the_right_shapes(options: dict[str, Any]) -> None:
         assert (a.shape, a.stride(), a.dtype) == (b.shape, b.stride(), b.dtype)
 
 
-@pytest.mark.parametrize(
-    "case", [Case(5, 3, 4, 7), Case(4, 3, 2, 9, bidirectional=True, bias=False)]
-)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_opcheck(case: Case, dtype: torch.dtype) -> None:
-    lstm, _ = modules(case, dtype)
-    x, h0, c0 = (t.detach() for t in arguments(case, dtype))
-    own = [p.detach() for p in lstm.parameters()]
-    each = 4 if case.bias else 2
-    slots: list[Tensor | None] = []
-    for d in range(2):
-        weights = own[d * each : (d + 1) * each]
-        slots += [*weights, *[None] * (5 - len(weights))]
-    tests = ("test_schema", "test_faketensor")
-    for save in (True, False):
-        inputs = (x, None, h0, c0, *slots, save)
-        torch.library.opcheck(torch.ops.fused_lstm.forward.default, inputs, test_utils=tests)
-    y, h_n, c_n, reserve = torch.ops.fused_lstm.forward(x, None, h0, c0, *slots, True)
-    for needs in (0, 1, 2047 & ~(64 | 1024) if case.bidirectional else 63):
-        inputs = (y, h_n, c_n, x, None, h0, c0, *slots, y, reserve, needs)
-        torch.library.opcheck(torch.ops.fused_lstm.backward.default, inputs, test_utils=tests)
-
-
 def test_symbolic_trace_keeps_the_layer_whole() -> None:
     lstm = fused_lstm.LSTM(4, 7, 2, dropout=0.5)
     model = Model(lstm)
@@ -238,83 +165,6 @@ def test_symbolic_trace_keeps_the_layer_whole() -> None:
     assert_close(traced.eval()(x), model.eval()(x))
     cell = CellModel(fused_lstm.LSTMCell(4, 7))
     assert_close(torch.fx.symbolic_trace(cell)(x[0]), cell(x[0]))
-
-
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
-def test_jit_trace_at_another_shape_and_from_a_file() -> None:
-    lstm = fused_lstm.LSTM(4, 7, 2, bidirectional=True, batch_first=True)
-    model = Model(lstm)
-    traced = torch.jit.trace(model, torch.randn(3, 5, 4))
-    assert "aten::lstm" in str(traced.inlined_graph)  # it also runs without this package
-    saved = io.BytesIO()
-    torch.jit.save(traced, saved)
-    saved.seek(0)
-    x = torch.randn(2, 9, 4)
-    for other in (traced, torch.jit.load(saved)):
-        assert_close(other(x), model(x))
-
-
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
-@pytest.mark.parametrize("batch_first", [False, True])
-def test_jit_script_of_a_model(batch_first: bool) -> None:
-    lstm = fused_lstm.LSTM(4, 7, 2, bidirectional=True, batch_first=batch_first)
-    x = torch.randn(5, 3, 4)
-    saved = io.BytesIO()
-    torch.jit.save(torch.jit.script(Model(lstm)), saved)
-    saved.seek(0)
-    scripted = torch.jit.load(saved)
-    assert_close(scripted(x), Model(lstm)(x))
-    assert_close(scripted(x[0]), Model(lstm)(x[0]))
-    packed = pack_sequence([torch.randn(n, 4) for n in (2, 5, 1)], enforce_sorted=False)
-    assert_close(torch.jit.script(PackedModel(lstm))(packed), PackedModel(lstm)(packed))
-    cell = fused_lstm.LSTMCell(4, 7)
-    for row in (x[0], x[0, 0]):
-        assert_close(torch.jit.script(CellModel(cell))(row), CellModel(cell)(row))
-    lstm(x)  # scripting left the module as it was
-    assert type(Model(lstm).layer) is fused_lstm.LSTM
-
-
-@pytest.mark.parametrize("strict", [False, True])
-@pytest.mark.parametrize("train", [False, True])
-def test_export_holds_an_operator_of_torch(strict: bool, train: bool) -> None:
-    model = Model(fused_lstm.LSTM(4, 7, 2)).train(train)
-    x = torch.randn(5, 3, 4)
-    program = torch.export.export(model, (x,), strict=strict)
-    assert torch.ops.aten.lstm.input in {n.target for n in program.graph.nodes}
-    saved = io.BytesIO()
-    torch.export.save(program, saved)
-    saved.seek(0)
-    for other in (program, torch.export.load(saved), program.run_decompositions()):
-        assert_close(other.module()(x), model(x))
-    trained = program.module()(x)[0].sum()
-    trained.backward()
-    batch = torch.export.Dim("batch", min=2, max=64)
-    dynamic = torch.export.export(model, (x,), dynamic_shapes={"x": {1: batch}}, strict=strict)
-    y = torch.randn(5, 11, 4)
-    assert_close(dynamic.module()(y), model(y))
-
-
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_compile(backend: str) -> None:
-    torch._dynamo.reset()
-    model = Model(fused_lstm.LSTM(4, 7, 2, bidirectional=True))
-    compiled = torch.compile(model, backend=backend)
-    for T, B in ((5, 3), (6, 3), (7, 2), (5, 3)):
-        x = torch.randn(T, B, 4, requires_grad=True)
-        assert_close(compiled(x), model(x))
-        wanted = [x, *model.parameters()]
-        grads = [torch.autograd.grad(m(x)[0].square().sum(), wanted) for m in (compiled, model)]
-        assert_close(*grads, GRADIENT_TOLERANCE[torch.float32])
-        with torch.no_grad():
-            assert_close(compiled(x), model(x))
-            model.layer.weight_hh_l0.mul_(0.9)
-    packed = PackedModel(model.layer)
-    sequences = pack_sequence([torch.randn(n, 4) for n in (2, 5, 1)], enforce_sorted=False)
-    assert_close(torch.compile(packed, backend=backend)(sequences), packed(sequences))
-    cell = CellModel(fused_lstm.LSTMCell(4, 7))
-    x = torch.randn(3, 4)
-    assert_close(torch.compile(cell, backend=backend, fullgraph=True)(x), cell(x))
 
 
 # Subclasses and modes -----------------------------------------------------------------------------

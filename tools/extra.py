@@ -9,7 +9,9 @@ import re
 import sys
 from importlib.metadata import requires
 
-EXTRA = re.compile(r"""\s*;\s*extra\s*==\s*["'](?P<name>[^"']+)["']\s*$""")
+EXTRA = re.compile(
+    r"""\s*;\s*((?P<marker>.+?)\s+and\s+)?extra\s*==\s*["'](?P<name>[^"']+)["']\s*$"""
+)
 
 
 def requirements(extra: str) -> list[str]:
@@ -22,7 +24,8 @@ def requirements(extra: str) -> list[str]:
     for line in requires("fused-lstm") or []:
         match = EXTRA.search(line)
         if match and match["name"] == extra:
-            found.append(line[: match.start()].replace(" ", ""))
+            marker = f";{match['marker']}" if match["marker"] else ""
+            found.append((line[: match.start()] + marker).replace(" ", ""))
     if not found:
         raise KeyError(extra)
     return found

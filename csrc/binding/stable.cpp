@@ -144,9 +144,12 @@ Tensor empty(Sizes sizes, int32_t torch_dtype, DeviceId device) {
       aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.begin(), strides,
                                torch_dtype, device.type, device.index, &handle);
   if (code != TORCH_SUCCESS) {
-    // The shim keeps the reason to itself and prints it; this is the likely one.
-    throw std::runtime_error("torch could not allocate a tensor of sizes " +
-                             bracketed(sizes.begin(), sizes.end()) + ": out of memory");
+    // The shim keeps the reason to itself and prints it; this is the likely one. Programs that try
+    // again with a smaller batch know it by the words "CUDA out of memory", and so does ops.py.
+    throw std::runtime_error(
+        std::string(device.type == aoti_torch_device_type_cuda() ? "CUDA out of memory"
+                                                                 : "Out of memory") +
+        ": torch could not allocate a tensor of sizes " + bracketed(sizes.begin(), sizes.end()));
   }
   return Tensor(handle);
 }

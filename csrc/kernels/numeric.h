@@ -24,6 +24,14 @@ inline float to_float(BFloat16 value) {
   return result;
 }
 
+// aarch64 converts in one instruction; elsewhere the baseline has none.
+#if defined(__aarch64__) && !defined(__CUDACC__)
+inline float to_float(Float16 value) {
+  __fp16 half;
+  std::memcpy(&half, &value, sizeof(half));
+  return half;
+}
+#else
 inline float to_float(Float16 value) {
   const uint32_t sign = static_cast<uint32_t>(value.bits & 0x8000u) << 16;
   uint32_t exponent = (value.bits >> 10) & 0x1fu;
@@ -47,6 +55,7 @@ inline float to_float(Float16 value) {
   std::memcpy(&result, &bits, sizeof(result));
   return result;
 }
+#endif
 
 // Rounds to nearest, ties to even; NaN stays NaN.
 template <class Storage, class Compute>
@@ -70,6 +79,15 @@ inline BFloat16 from_float<BFloat16, float>(float value) {
   return {static_cast<uint16_t>(bits >> 16)};
 }
 
+#if defined(__aarch64__) && !defined(__CUDACC__)
+template <>
+inline Float16 from_float<Float16, float>(float value) {
+  const __fp16 half = static_cast<__fp16>(value);
+  Float16 result;
+  std::memcpy(&result, &half, sizeof(result));
+  return result;
+}
+#else
 template <>
 inline Float16 from_float<Float16, float>(float value) {
   uint32_t bits;
@@ -88,5 +106,6 @@ inline Float16 from_float<Float16, float>(float value) {
   bits += 0xfffu + ((bits >> 13) & 1u);
   return {static_cast<uint16_t>(sign | ((bits - 0x38000000u) >> 13))};
 }
+#endif
 
 }  // namespace fused_lstm

@@ -96,7 +96,7 @@ def test_a_full_device_is_an_error_and_no_more(device: torch.device) -> None:
     total = torch.cuda.get_device_properties(device).total_memory
     try:
         torch.cuda.set_per_process_memory_fraction((before + 400 * MIB) / total, device)
-        with pytest.raises(RuntimeError, match="memory"):
+        with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
             module(x)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0, device)

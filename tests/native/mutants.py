@@ -126,6 +126,27 @@ MUTANTS = [
         "test_backward",
     ),
     Mutant(
+        "dW of the last chunk alone",
+        "cpu/backward.h",
+        "if (fresh && k == 0) {",
+        "if (k == 0) {",
+        "test_backward",
+    ),
+    Mutant(
+        "dW summed in a second copy of it all",
+        "cpu/backward.h",
+        "(one_chunk() ? writers() : panels_)",
+        "panels_",
+        "test_contract",
+    ),
+    Mutant(
+        "dW written before it is whole",
+        "cpu/backward.h",
+        "if (first == 0) write_weight_gradients",
+        "if (last == q_.T) write_weight_gradients",
+        "test_backward",
+    ),
+    Mutant(
         "dh_n of rows that end early lost",
         "cpu/backward.h",
         "} else if (dh_n) {",

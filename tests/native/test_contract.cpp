@@ -158,6 +158,18 @@ void expect_sizes(Suite& suite, int64_t isa, int64_t dtype) {
                                                       std::to_string(gates) + " bytes" + where);
     }
   }
+  // Few rows: dW is summed a panel at a time, not in a second copy of it all.
+  for (int32_t threads : {1, 2}) {
+    const Problem p = sizes(10, 8, 512, 512, dtype);
+    Gradients no_weights, all;
+    no_weights.dh0 = all.dh0 = &all;
+    for (int k = 0; k < 7; ++k) *gradient_slot(all, k) = &all;
+    all.dx = nullptr;
+    const size_t more = cpu::backward_workspace_bytes(p, all, threads) -
+                        cpu::backward_workspace_bytes(p, no_weights, threads);
+    suite.expect(more < (p.I + p.P) * 4 * p.H * element / 2,
+                 "dW takes " + std::to_string(more) + " bytes of workspace");
+  }
   suite.end();
 }
 

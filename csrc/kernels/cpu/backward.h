@@ -38,7 +38,7 @@ class Backward {
         side.w_hh = carver.take<E>(panels_ * G * state_columns_.vectors * W);
         if (g_.dx) side.w_ih = carver.take<E>(panels_ * G * input_columns_.vectors * W);
         side.z = carver.take<E>(side.features * chunk_rows_);
-        side.dw = carver.take<E>(side.features * panels_ * G);
+        side.dw = carver.take<E>(side.features * (one_chunk() ? writers() : panels_) * G);
       }
       side.dz = carver.take<E>(panels_ * panel_stride_);
       side.dz_later = carver.take<E>(panels_ * q_.B * G);
@@ -90,7 +90,7 @@ class Backward {
       if (g_.dx) input_gradients(parallel, first, last);
       if (first > 0) keep_later(first, last);
     }
-    finish(parallel);
+    finish();
   }
 
  private:
@@ -108,7 +108,7 @@ class Backward {
     E* w_hh = nullptr;         // column blocks of W_hh
     E* w_ih = nullptr;         // column blocks of W_ih, for dx
     E* z = nullptr;            // [feature tile][chunk rows][kTile]: x and h_{t-1} of the chunk
-    E* dw = nullptr;           // [panel][features][4W]
+    E* dw = nullptr;           // [panel][features][4W]; a panel per writer when there is one chunk
     E* dz = nullptr;           // dgates of the chunk: [panel][chunk rows][4W], panels padded apart
     E* dz_later = nullptr;     // [panel][B][4W]: dgates of the step after the chunk
     E* c0 = nullptr;           // [panel][B][W]
@@ -125,6 +125,9 @@ class Backward {
     const E* data;
     int64_t panel;
   };
+
+  bool one_chunk() const { return plan_.chunk_steps >= q_.T; }
+  int64_t writers() const { return min64(plan_.threads, panels_); }  // tasks that sum dW's panels
 
   int64_t time_of(int32_t d, int64_t s) const { return d == 0 ? s : q_.T - 1 - s; }
   int64_t chunk_begin(int32_t d, int64_t first, int64_t last) const {
@@ -519,10 +522,12 @@ class Backward {
           pack_features(d, t, begin);
         }
       });
-      run_tasks(parallel, min64(threads, panels_), [&](int64_t i) {
-        const int64_t n = min64(threads, panels_);
+      run_tasks(parallel, writers(), [&](int64_t i) {
+        const int64_t n = writers();
         for (int64_t p = split(panels_, i, n); p < split(panels_, i + 1, n); ++p) {
-          accumulate_panel(d, p, rows, last == q_.T);
+          E* panel = side.dw + (one_chunk() ? i : p) * side.features * G;
+          accumulate_panel(d, p, rows, last == q_.T, panel);
+          if (first == 0) write_weight_gradients(side, p, panel);
         }
       });
     }
@@ -552,7 +557,7 @@ class Backward {
       }
     }
   }
-  void accumulate_panel(int32_t d, int64_t p, int64_t rows, bool fresh) const {
+  void accumulate_panel(int32_t d, int64_t p, int64_t rows, bool fresh, E* panel) const {
     const Side& side = sides_[d];
     const int64_t block = projection_.on() ? 2 * kShortSum : 64;
     const int64_t blocks = max64(1, rows / block);
@@ -563,13 +568,19 @@ class Backward {
         Tile<E, kTile, 4> tile;
         tile.zero();
         tile.accumulate(side.z + f * chunk_rows_ + r0 * kTile, 1, kTile, dz, G, r1 - r0);
-        E* out = side.dw + (p * side.features + f) * G;
+        E* out = panel + f * G;
         if (fresh && k == 0) {
           tile.store(out, G);
         } else {
           tile.add_to(out, G);
         }
       }
+    }
+  }
+  void write_weight_gradients(const Side& side, int64_t p, const E* panel) const {
+    if (side.dw_ih) unpack_gate_panel(panel, q_.H, q_.I, p, side.dw_ih);
+    if (side.dw_hh) {
+      unpack_gate_panel(panel + (q_.I - side.f0) * G, q_.H, q_.P, p, side.dw_hh);
     }
   }
   // Few rows: dW row by row in torch's layout.
@@ -651,32 +662,20 @@ class Backward {
     }
   }
 
-  void finish(const Parallel& parallel) {
+  void finish() {
     projection_.finish();
     for (int32_t d = 0; d < q_.D; ++d) {
-      const Side& side = sides_[d];
-      if (side.db) {
-        for (int64_t p = 0; p < panels_; ++p) {
-          for (int gate = 0; gate < 4; ++gate) {
-            Vec<E> total = Vec<E>::set1(0);
-            for (int32_t i = 0; i < plan_.threads; ++i) {
-              total = total + Vec<E>::load(parts_[i].db + (d * panels_ + p) * G + gate * W);
-            }
-            store_as(total, side.db + gate * q_.H + p * W,
-                     static_cast<int>(min64(W, q_.H - p * W)));
+      if (sides_[d].db == nullptr) continue;
+      for (int64_t p = 0; p < panels_; ++p) {
+        for (int gate = 0; gate < 4; ++gate) {
+          Vec<E> total = Vec<E>::set1(0);
+          for (int32_t i = 0; i < plan_.threads; ++i) {
+            total = total + Vec<E>::load(parts_[i].db + (d * panels_ + p) * G + gate * W);
           }
+          store_as(total, sides_[d].db + gate * q_.H + p * W,
+                   static_cast<int>(min64(W, q_.H - p * W)));
         }
       }
-      if (plan_.dot || side.features == 0) continue;
-      const int64_t threads = min64(plan_.threads, panels_);
-      run_tasks(parallel, threads, [&](int64_t i) {
-        for (int64_t p = split(panels_, i, threads); p < split(panels_, i + 1, threads); ++p) {
-          const E* panel = side.dw + p * side.features * G;
-          if (side.dw_ih) unpack_gate_panel(panel, q_.H, q_.I, p, side.dw_ih);
-          if (side.dw_hh)
-            unpack_gate_panel(panel + (q_.I - side.f0) * G, q_.H, q_.P, p, side.dw_hh);
-        }
-      });
     }
   }
 

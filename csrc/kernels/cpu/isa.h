@@ -56,14 +56,16 @@ inline Facts facts(DType dtype) {
   });
 }
 
+// Units are counted in whole lines, not in this set's vectors, so that the size is the same on every
+// processor: a compiled graph keeps it (fused_lstm/ops.py), and caches of such graphs travel. Whole
+// lines also leave nothing to round up between the arrays of Reserve::at.
 inline size_t reserve_size(const Problem& problem) {
   return with_types(problem.dtype, [&](auto s, auto e) {
-    Carver carver(nullptr);
-    for (int32_t d = 0; d < problem.D; ++d) {
-      Reserve<decltype(s), decltype(e)>::at(carver, total_rows(problem),
-                                            ceil_div(problem.H, Vec<decltype(e)>::kWidth));
-    }
-    return carver.used();
+    constexpr int64_t kLine = 64 / sizeof(e);
+    static_assert(kLine % Vec<decltype(e)>::kWidth == 0, "a vector would reach beyond the line");
+    const int64_t units = ceil_div(problem.H, kLine) * kLine;
+    const int64_t elements = problem.D * total_rows(problem) * units;
+    return static_cast<size_t>(elements) * (4 * sizeof(s) + sizeof(e));
   });
 }
 

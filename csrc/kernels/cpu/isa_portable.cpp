@@ -6,6 +6,11 @@
 #define FUSED_LSTM_SIMD 0
 #if defined(__aarch64__)
 #define FUSED_LSTM_REGISTERS 32
+#if !defined(__clang__)
+// The scheduler that runs before registers are allotted (on by default here, off on x86) loads so
+// far ahead that full tiles no longer fit: ten accesses to the stack in every other step.
+#pragma GCC optimize("no-schedule-insns")
+#endif
 #else
 #define FUSED_LSTM_REGISTERS 16
 #endif

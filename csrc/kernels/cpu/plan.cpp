@@ -91,7 +91,11 @@ Plan plan_backward(const Problem& problem, int32_t threads, const Facts& facts) 
   Plan plan;
   const int64_t rows = total_rows(problem);
   plan.dot = rows <= (facts.storage_bytes < facts.compute_bytes ? 1 : 4);
-  plan.chunk_steps = min_of(problem.T, max_of(1, kBackwardChunkRows / problem.B));
+  // In one chunk dW needs no sums of its own, only a panel at a time (backward.h): less memory, as
+  // long as the chunk has fewer rows than dW.
+  const bool one_chunk = rows <= max_of(kBackwardChunkRows, problem.I + problem.P);
+  plan.chunk_steps =
+      one_chunk ? problem.T : min_of(problem.T, max_of(1, kBackwardChunkRows / problem.B));
   if (plan.dot) plan.chunk_steps = problem.T;
   const int64_t weights = (projects(problem) ? 5 : 4) * problem.H * problem.P;
   plan_threads(problem, problem.B * weights, weights * facts.compute_bytes, threads, facts, plan);

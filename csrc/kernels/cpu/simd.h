@@ -8,11 +8,14 @@
 template <class Element>
 struct Vec;
 
-// An inline-assembly operand that may have changed.
+// An inline-assembly operand that may have changed: in a register where a register holds it, or
+// each use would wait for a store and a load.
 #if FUSED_LSTM_SIMD == 3
 #define FUSED_LSTM_OPAQUE(x) "+v"(x)
-#elif FUSED_LSTM_SIMD == 2
+#elif FUSED_LSTM_SIMD == 2 || (FUSED_LSTM_VECTOR_BYTES == 16 && defined(__SSE2__))
 #define FUSED_LSTM_OPAQUE(x) "+x"(x)
+#elif FUSED_LSTM_VECTOR_BYTES == 16 && defined(__aarch64__)
+#define FUSED_LSTM_OPAQUE(x) "+w"(x)
 #else
 #define FUSED_LSTM_OPAQUE(x) "+m"(x)
 #endif
@@ -284,7 +287,16 @@ struct Vec {
   using Element = Lane;
   static constexpr int kWidth = FUSED_LSTM_VECTOR_BYTES / sizeof(Lane);
   typedef Lane Lanes __attribute__((vector_size(FUSED_LSTM_VECTOR_BYTES)));
+  using Integer = std::conditional_t<sizeof(Lane) == 4, int32_t, int64_t>;
+  typedef Integer Bits __attribute__((vector_size(FUSED_LSTM_VECTOR_BYTES)));
   Lanes v;
+  // The sign bit of each lane, and its other bits.
+  FL_INLINE Bits sign() const {
+    return reinterpret_cast<Bits>(v) & std::numeric_limits<Integer>::min();
+  }
+  FL_INLINE Bits magnitude() const {
+    return reinterpret_cast<Bits>(v) & std::numeric_limits<Integer>::max();
+  }
   static FL_INLINE Vec set1(Lane x) { return {x - Lanes{}}; }
   static FL_INLINE Vec load(const Lane* p) {
     Vec r;
@@ -335,21 +347,19 @@ FL_INLINE Vec<E> fms(Vec<E> a, Vec<E> b, Vec<E> c) {
 }
 template <class E>
 FL_INLINE Vec<E> absolute(Vec<E> x) {
-  return {x.v < E(0) ? -x.v : x.v};
+  return {reinterpret_cast<typename Vec<E>::Lanes>(x.magnitude())};
 }
 template <class E>
 FL_INLINE Vec<E> with_sign_of(Vec<E> x, Vec<E> magnitude) {
-  return {x.v < E(0) ? -magnitude.v : magnitude.v};
+  using Bits = typename Vec<E>::Bits;
+  return {reinterpret_cast<typename Vec<E>::Lanes>(x.sign() | reinterpret_cast<Bits>(magnitude.v))};
 }
-FL_INLINE Vec<float> scale2(Vec<float> x, Vec<float> n) {
-  typedef int32_t Bits __attribute__((vector_size(FUSED_LSTM_VECTOR_BYTES)));
-  const Bits exponent = (__builtin_convertvector(n.v, Bits) + 127) << 23;
-  return {x.v * reinterpret_cast<Vec<float>::Lanes>(exponent)};
-}
-FL_INLINE Vec<double> scale2(Vec<double> x, Vec<double> n) {
-  typedef int64_t Bits __attribute__((vector_size(FUSED_LSTM_VECTOR_BYTES)));
-  const Bits exponent = (__builtin_convertvector(n.v, Bits) + 1023) << 52;
-  return {x.v * reinterpret_cast<Vec<double>::Lanes>(exponent)};
+template <class E>
+FL_INLINE Vec<E> scale2(Vec<E> x, Vec<E> n) {
+  using Bits = typename Vec<E>::Bits;
+  constexpr int kBias = sizeof(E) == 4 ? 127 : 1023, kMantissa = sizeof(E) == 4 ? 23 : 52;
+  const Bits exponent = (__builtin_convertvector(n.v, Bits) + kBias) << kMantissa;
+  return {x.v * reinterpret_cast<typename Vec<E>::Lanes>(exponent)};
 }
 template <class E>
 FL_INLINE Vec<E> quotient(Vec<E> a, Vec<E> b) {
@@ -366,16 +376,43 @@ FL_INLINE E sum(Vec<E> x) {
   for (int i = 0; i < Vec<E>::kWidth; ++i) total += x.v[i];
   return total;
 }
-template <class Half>
-FL_INLINE Vec<float> load_as(Tag<float>, const Half* p) {
+
+// Four stored halves or more, and as many 32-bit words as a vector has.
+typedef uint16_t HalfBits __attribute__((vector_size(FUSED_LSTM_VECTOR_BYTES / 2)));
+typedef uint32_t WordBits __attribute__((vector_size(FUSED_LSTM_VECTOR_BYTES)));
+FL_INLINE Vec<float> load_as(Tag<float>, const BFloat16* p) {
+  HalfBits bits;
+  __builtin_memcpy(&bits, p, sizeof(bits));
+  const WordBits words = __builtin_convertvector(bits, WordBits) << 16;
+  return {reinterpret_cast<Vec<float>::Lanes>(words)};
+}
+FL_INLINE void store_as(Vec<float> x, BFloat16* p) {
+  const WordBits bits = reinterpret_cast<WordBits>(x.v), high = bits >> 16;
+  const WordBits rounded = (bits + (high & 1) + 0x7fff) >> 16;
+  const HalfBits halves = __builtin_convertvector(x.v == x.v ? rounded : high | 0x40, HalfBits);
+  __builtin_memcpy(p, &halves, sizeof(halves));
+}
+#if FUSED_LSTM_VECTOR_BYTES == 16 && defined(__aarch64__)
+// Intrinsics, because GCC takes __builtin_convertvector to or from halves apart into lanes.
+FL_INLINE Vec<float> load_as(Tag<float>, const Float16* p) {
+  float16x4_t halves;
+  __builtin_memcpy(&halves, p, sizeof(halves));
+  return {reinterpret_cast<Vec<float>::Lanes>(vcvt_f32_f16(halves))};
+}
+FL_INLINE void store_as(Vec<float> x, Float16* p) {
+  const float16x4_t halves = vcvt_f16_f32(reinterpret_cast<float32x4_t>(x.v));
+  __builtin_memcpy(p, &halves, sizeof(halves));
+}
+#else
+FL_INLINE Vec<float> load_as(Tag<float>, const Float16* p) {
   Vec<float> r;
   for (int i = 0; i < Vec<float>::kWidth; ++i) r.v[i] = to_float(p[i]);
   return r;
 }
-template <class Half>
-FL_INLINE void store_as(Vec<float> x, Half* p) {
-  for (int i = 0; i < Vec<float>::kWidth; ++i) p[i] = from_float<Half, float>(x.v[i]);
+FL_INLINE void store_as(Vec<float> x, Float16* p) {
+  for (int i = 0; i < Vec<float>::kWidth; ++i) p[i] = from_float<Float16, float>(x.v[i]);
 }
+#endif
 
 #endif
 
