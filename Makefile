@@ -2,6 +2,7 @@
 # make test     prove it: Python, native and CUDA kernel tests  ARGS="-k scratch"
 # make test-compile  what inductor compiles and ONNX Runtime runs: slow, beside make test
 # make bench    measure it against its peers                    ARGS="--quick"
+# make docs     the documentation site, into build/site         make test-docs   its slow code and examples
 # make lint     formatting, lints, types                        make format   repairs what it can
 # make gpu-check     build, test, sanitize and measure on this machine's GPU, in minutes, no network
 #                    STAGES="build tests sanitizer scorecard steps"  OUT=runs/gpu-check  LIMIT=570
@@ -46,10 +47,11 @@ MODELS_STAMP := $(MODELS_VENV)/.stamp-models
 PACKAGE_STAMP := $(VENV)/.stamp-package
 DEV_STAMP := $(VENV)/.stamp-dev
 BENCH_STAMP := $(VENV)/.stamp-bench
+DOCS_STAMP := $(VENV)/.stamp-docs
 
 .PHONY: help train test test-python test-native test-simt test-compile test-models test-aarch64 \
         bench bench-models gpu-check gpu-baseline lint format sanitize wheel wheel-matrix sdist clean \
-        distclean setup always cuda-build cuda-link
+        distclean setup always cuda-build cuda-link docs test-docs
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile | sed '/^PYTHON/,$$d'
 
@@ -88,6 +90,13 @@ gpu-check:
 	$(GPU_CHECK)
 gpu-baseline:
 	$(GPU_CHECK) --baseline
+
+# mkdocs-material says on every build that its successor is called Zensical: not on ours.
+docs: $(DOCS_STAMP)
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
+	@echo "build/site/index.html"
+test-docs: $(DEV_STAMP) $(DOCS_STAMP)
+	$(PY) -m pytest $(ARGS) tests/docs
 
 lint: $(DEV_STAMP)
 	$(BIN)/ruff format --check .
@@ -185,4 +194,7 @@ $(MODELS_STAMP): pyproject.toml $(TORCH_STAMP) | $(PACKAGE_STAMP)
 	@touch $@
 $(BENCH_STAMP): pyproject.toml $(TORCH_STAMP) | $(PACKAGE_STAMP)
 	$(PIP) $$($(PY) tools/extra.py bench)
+	@touch $@
+$(DOCS_STAMP): pyproject.toml $(TORCH_STAMP) | $(PACKAGE_STAMP)
+	$(PIP) $$($(PY) tools/extra.py docs)
 	@touch $@

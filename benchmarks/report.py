@@ -21,7 +21,10 @@ from benchmarks.cases import LABELS
 from benchmarks.gpu_cases import LABELS as GPU_LABELS
 from benchmarks.timing import geometric_mean
 
-__all__ = ["SCHEMA", "caption", "detail", "geomeans", "load", "main", "on_gpu", "table"]
+__all__ = [
+    "MODES", "PEER_LABELS", "SCHEMA", "caption", "detail", "geomeans", "load", "main", "on_gpu",
+    "table",
+]  # fmt: skip
 
 SCHEMA = 1
 _KEYS: dict[str, type | tuple[type, ...]] = {
@@ -43,13 +46,13 @@ _ROW_KEYS = (
     "shape", "group", "mode", "dtype", "threads", "gflop", "plan", "implementations",
     "fused_versus", "noise",
 )  # fmt: skip
-_MODES = {
+MODES = {
     "inference": "inference",
     "training": "training",
     "training_dx": "training, with x's gradient",
     "forward": "training's forward",  # on the GPU
 }
-_LABELS = {**LABELS, **GPU_LABELS}
+PEER_LABELS = {**LABELS, **GPU_LABELS}
 
 Row = dict[str, Any]
 
@@ -154,8 +157,8 @@ def on_gpu(result: dict[str, Any]) -> bool:
 def _column(threads: int | None, mode: str) -> str:
     """Head of a table's column; on the GPU there are no threads to count."""
     if threads is None:
-        return _MODES[mode]
-    return f"{_MODES[mode]}, {threads} thread" + ("s" if threads > 1 else "")
+        return MODES[mode]
+    return f"{MODES[mode]}, {threads} thread" + ("s" if threads > 1 else "")
 
 
 def table(
@@ -222,8 +225,8 @@ def detail(result: dict[str, Any]) -> str:
             ratio = one["ratio"]
             text = "" if ratio is None else "{median:.2f} ({low:.2f} to {high:.2f})".format(**ratio)
             lines.append(
-                f"| {row['shape'].replace('x', ' x ')} | {_MODES[row['mode']]} | {row['dtype']} "
-                f"| {row['threads'] or ''} | {_LABELS.get(name, name)} | {one['ms']:.4g} "
+                f"| {row['shape'].replace('x', ' x ')} | {MODES[row['mode']]} | {row['dtype']} "
+                f"| {row['threads'] or ''} | {PEER_LABELS.get(name, name)} | {one['ms']:.4g} "
                 f"| {one['gflops']:.1f} | {share} | {text} "
                 f"| {'disturbed' if row['noise']['noisy'] else ''} |"
             )
@@ -235,8 +238,8 @@ def detail(result: dict[str, Any]) -> str:
         ]
     for mean in result["geomeans"]:
         lines.append(
-            f"| {mean['group']} ({mean['shapes']}) | {_MODES[mean['mode']]} | {mean['dtype']} "
-            f"| {mean['threads'] or ''} | {_LABELS.get(mean['peer'], mean['peer'])} "
+            f"| {mean['group']} ({mean['shapes']}) | {MODES[mean['mode']]} | {mean['dtype']} "
+            f"| {mean['threads'] or ''} | {PEER_LABELS.get(mean['peer'], mean['peer'])} "
             f"| {mean['ratio']:.2f} | {mean['worst']:.2f} at {mean['worst_shape']} |"
         )
     if result["memory"]:

@@ -25,5 +25,15 @@ __version__ = "0.1.0"
 
 
 def empty_cache() -> int:
-    """Gives the scratch memory kept for reuse back to the system; returns how many bytes."""
+    """Gives the scratch memory of the CPU kernels that nobody uses back to the system.
+
+    It is kept for reuse between calls, up to FUSED_LSTM_CACHE_MB; memory of a call or a graph that
+    still lives is not touched.
+
+    Returns:
+        How many bytes were given back.
+
+    Raises:
+        ImportError: the extension is missing; the message says why and what to do.
+    """
     return _require().empty_cache()

@@ -295,13 +295,26 @@ def explain_plan(
 ) -> str:
     """Says in words what would compute an LSTM: which kernel, or why PyTorch's own LSTM.
 
-    `target` is an `LSTM` or `LSTMCell` (then T and B give the input's steps and batch, and dtype,
-    device and options are the module's own), or a shape `(T, B, I, H)` with the keywords.
-    `training` asks for the plan with gradients (default: the module's mode, or True). One line per
-    layer.
+    Args:
+        target: an `LSTM` or `LSTMCell`, whose dtype, device and options are then the module's own,
+            or a shape `(T, B, I, H)` with the keywords below.
+        T: steps of the input, where target is a module.
+        B: rows of the batch, likewise.
+        bidirectional: of a shape: two directions.
+        proj_size: of a shape: size P of a projected h; 0 for none.
+        dtype: of a shape.
+        device: of a shape.
+        training: whether gradients will be wanted; None: the module's mode, or True for a shape.
+        threads: None for torch's present number.
 
-    Raises TypeError for another kind of module, and what `_extension.require` raises where a kernel
-    would compute but the extension is missing.
+    Returns:
+        One line per layer: device, instruction set or family, how the products are formed, how
+        many tasks.
+
+    Raises:
+        TypeError: target is another kind of module.
+        ImportError: a kernel would compute but the extension is missing; it says the remedy.
+        ValueError: sizes, dtype or threads that no problem can have.
     """
     layers = 1
     if isinstance(target, nn.RNNBase) and target.mode == "LSTM":

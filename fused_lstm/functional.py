@@ -36,11 +36,30 @@ def lstm(
 
     L is num_layers, D is 2 when bidirectional, H the hidden size and P is proj_size or H; w_ih is
     [4H, features], w_hh [4H, P], the biases [4H] and w_hr [P, H], gates in the order i, f, g, o.
-    Returns `(output, (h_n, c_n))`: output [T, B, D*P] (a transposed view when batch_first, a
-    PackedSequence when the input is one), h_n like h0 and c_n like c0.
 
-    Raises TypeError for an argument of the wrong kind, ValueError for a wrong number of dimensions
-    or of weights and for an input of another dtype, RuntimeError for wrong sizes and for T = 0.
+    Args:
+        input: [T, B, I], [B, T, I] when batch_first, [T, I] unbatched, or a PackedSequence.
+        hx: h0 `[L*D, B, P]` and c0 `[L*D, B, H]`, without B when unbatched; None for zeros.
+        weights: per layer and direction w_ih, w_hh, then b_ih and b_hh with bias, then w_hr with
+            proj_size.
+        num_layers: layers L.
+        bias: whether `weights` has biases.
+        batch_first: whether B comes before T in input and output.
+        dropout: probability of zeroing an element between layers, where `training`.
+        training: whether dropout is drawn.
+        bidirectional: whether D = 2.
+        proj_size: size P of a projected h; 0 for none.
+
+    Returns:
+        `(output, (h_n, c_n))`: output `[T, B, D*P]` (a transposed view when batch_first,
+        a PackedSequence when the input is one), h_n like h0 and c_n like c0.
+
+    Raises:
+        TypeError: an argument of the wrong kind.
+        ValueError: a wrong number of dimensions or of weights, or an input of another dtype.
+        RuntimeError: wrong sizes, T = 0, or a state or weight of another dtype or device.
+
+    Source: the equations of torch.nn.LSTM; `reference.py` has them in plain PyTorch.
     """
     options = Options(num_layers, bias, dropout, training, bidirectional, proj_size)
     expected = num_layers * (2 if bidirectional else 1) * (2 + 2 * bool(bias) + (proj_size > 0))
@@ -79,10 +98,25 @@ def lstm_cell(
     b_ih: Tensor | None = None,  # [4H]
     b_hh: Tensor | None = None,  # [4H]
 ) -> tuple[Tensor, Tensor]:
-    """What `torch.nn.LSTMCell` computes, as a function: one step, returning h and c like hx.
+    """What `torch.nn.LSTMCell` computes, as a function: one step.
 
-    Raises TypeError for an argument of the wrong kind, ValueError for a wrong number of dimensions,
-    RuntimeError for wrong sizes or dtypes.
+    Args:
+        input: [B, I], or [I] unbatched.
+        hx: h and c [B, H], without B when unbatched; None for zeros.
+        w_ih: [4H, I], gates in the order i, f, g, o.
+        w_hh: [4H, H].
+        b_ih: [4H] or None.
+        b_hh: [4H] or None.
+
+    Returns:
+        The new h and c, shaped like hx.
+
+    Raises:
+        TypeError: an argument of the wrong kind.
+        ValueError: a wrong number of dimensions.
+        RuntimeError: wrong sizes or dtypes.
+
+    Source: the equations of torch.nn.LSTMCell; `reference.py` has them in plain PyTorch.
     """
     if not isinstance(input, Tensor):
         raise TypeError(f"input: expected a Tensor, got {type(input).__name__}")

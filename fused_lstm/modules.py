@@ -31,18 +31,27 @@ class LSTM(nn.RNNBase):
         dropout: probability of zeroing an element between layers, while training.
         bidirectional: a second direction, D = 2.
         proj_size: size P of a projected h; 0 means none, and P = H.
-        device, dtype: of the parameters.
+        device: where the parameters lie.
+        dtype: of the parameters: float32, float64, bfloat16 or float16 have kernels.
 
     Call it as `output, (h_n, c_n) = lstm(input, (h_0, c_0))`. The input is [T, B, I] or, when
     batch_first, [B, T, I], without a batch [T, I], or a PackedSequence; the output is like it with
-    D*P features. The states are [L*D, B, P] for h and [L*D, B, H] for c, zeros if not given.
+    `D*P` features. The states are `[L*D, B, P]` for h and `[L*D, B, H]` for c, zeros if not given;
+    batch_first does not change them.
 
-    Parameters are `weight_ih_l{k}` [4H, I or D*P], `weight_hh_l{k}` [4H, P], `bias_ih_l{k}` and
+    Parameters are `weight_ih_l{k}` [4H, I or `D*P`], `weight_hh_l{k}` [4H, P], `bias_ih_l{k}` and
     `bias_hh_l{k}` [4H], `weight_hr_l{k}` [P, H] with proj_size, each with `_reverse` for the second
     direction; gates in the order i, f, g, o. They are read anew on every call, so that a weight may
     be changed in any way at any time.
 
-    Raises what torch.nn.LSTM raises; see `functional.lstm`.
+    Raises:
+        ValueError: a size, dropout or proj_size out of its range. In a call: an input with a number
+            of dimensions other than 2 or 3, or of another dtype than the weights.
+        TypeError: an argument of the wrong kind.
+        RuntimeError: in a call: other sizes than the weights', T = 0, or a state of another dtype.
+
+    Source: Hochreiter & Schmidhuber (1997) with the forget gate of Gers et al. (2000), in the form
+    and gate order of torch.nn.LSTM; proj_size from Sak et al. (2014), https://arxiv.org/abs/1402.1128.
     """
 
     def __init__(
@@ -196,13 +205,19 @@ class LSTMCell(nn.RNNCellBase):
         input_size: features I of the input.
         hidden_size: hidden units H.
         bias: whether there are biases b_ih and b_hh.
-        device, dtype: of the parameters.
+        device: where the parameters lie.
+        dtype: of the parameters: float32, float64, bfloat16 or float16 have kernels.
 
     Call it as `h, c = cell(input, (h, c))` with input [B, I] and states [B, H], all without B for a
     single row; the states are zeros if not given. Parameters are `weight_ih` [4H, I], `weight_hh`
     [4H, H], `bias_ih` and `bias_hh` [4H]; gates in the order i, f, g, o.
 
-    Raises what torch.nn.LSTMCell raises; see `functional.lstm_cell`.
+    Raises:
+        ValueError: in a call: input or state with a number of dimensions other than 1 or 2.
+        TypeError: in a call: an argument of the wrong kind.
+        RuntimeError: a negative size; in a call: other sizes or dtypes than the weights'.
+
+    Source: as of `LSTM`.
     """
 
     def __init__(

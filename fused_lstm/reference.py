@@ -68,7 +68,7 @@ def lstm_layer(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One layer, one direction or both: the same arguments and results as the fused operator.
 
-    Returns y [T, B, D*P] (packed: [N, D*P]), h_n [D, B, P] and c_n [D, B, H].
+    Returns y `[T, B, D*P]` (packed: `[N, D*P]`), h_n [D, B, P] and c_n [D, B, H].
     """
     steps = x.unbind(0) if batch_sizes is None else x.split(batch_sizes.tolist())
     ys, hs, cs = [], [], []
