@@ -31,6 +31,9 @@ CUDA_VENV ?= .venv-cuda
 CUDA_TORCH ?= 2.14.1
 ARCHS ?= 7.5;9.0a
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+# Processes that share the Python tests. Each imports torch, and has torch's threads: more than a few
+# only wait for each other.
+WORKERS ?= $(shell n=$(JOBS); echo $$((n < 4 ? n : 4)))
 
 BIN := $(VENV)/bin
 PY := $(BIN)/python
@@ -60,16 +63,16 @@ train: $(PACKAGE_STAMP)
 
 test: test-native test-simt test-python
 test-python: $(DEV_STAMP)
-	DATA_ROOT="$(abspath $(DATA_ROOT))" $(PY) -m pytest $(ARGS)
+	DATA_ROOT="$(abspath $(DATA_ROOT))" $(PY) -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 test-compile: $(DEV_STAMP)
 	$(PIP) $$($(PY) tools/extra.py onnx-test)
 	$(PY) -m pytest -m compile $(ARGS)
 test-native:
 	+$(MAKE) --no-print-directory -C tests/native -j $(JOBS) all
-	+$(MAKE) --no-print-directory -C tests/native run
+	+$(MAKE) --no-print-directory -C tests/native -j $(JOBS) -O run ARGS=
 test-simt:
 	+$(MAKE) --no-print-directory -C tests/simt -j $(JOBS) build
-	+$(MAKE) --no-print-directory -C tests/simt run ARGS=
+	+$(MAKE) --no-print-directory -C tests/simt -j $(JOBS) -O run ARGS=
 	+$(MAKE) --no-print-directory -C tests/simt mutants ARGS="--quick --jobs $(JOBS)"
 
 # The extension that .venv built, in an environment that those packages cannot disturb .venv from.

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "transforms-distributed.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "transforms-distributed.md"
 
 
 def test_the_code_runs(tmp_path: Path) -> None:
