@@ -21,9 +21,8 @@ std::string complaint_of_call;
 const Guarded* host_memory = nullptr;  // batch_sizes of the call under way
 
 void enter_device(bool entered) {
-  Guarded::for_each([&](const Guarded& block) {
-    block.allow(&block == host_memory ? !entered : entered);
-  });
+  Guarded::for_each(
+      [&](const Guarded& block) { block.allow(&block == host_memory ? !entered : entered); });
 }
 
 bool multiply(void* context, const cuda::Product& product) {
