@@ -1,16 +1,18 @@
 """A drop-in replacement of torch.nn.LSTM and torch.nn.LSTMCell with fused kernels."""
 
-from . import functional
+from . import functional, weights
 from ._extension import require as _require
 from .convert import convert, revert
 from .dispatch import explain_plan
 from .export import export_mode
 from .functional import lstm
 from .modules import LSTM, LSTMCell
+from .streaming import Streaming
 
 __all__ = [
     "LSTM",
     "LSTMCell",
+    "Streaming",
     "__version__",
     "convert",
     "empty_cache",
@@ -19,6 +21,7 @@ __all__ = [
     "functional",
     "lstm",
     "revert",
+    "weights",
 ]
 
 __version__ = "0.1.0"
