@@ -1,6 +1,6 @@
 """A drop-in replacement of torch.nn.LSTM and torch.nn.LSTMCell with fused kernels."""
 
-from . import functional, weights
+from . import functional, init, weights
 from ._extension import require as _require
 from .convert import convert, revert
 from .dispatch import explain_plan
@@ -19,6 +19,7 @@ __all__ = [
     "explain_plan",
     "export_mode",
     "functional",
+    "init",
     "lstm",
     "revert",
     "weights",

@@ -1,8 +1,8 @@
 """The layers of csrc/README.md are kept: who may include or import whom, and what the module needs.
 
 csrc/kernels <- csrc/binding <- _extension <- ops <- function <- dispatch <- functional
-<- modules <- convert, streaming, weights;  reference stands alone;  training, benchmarks and tests
-come last.
+<- modules <- convert, streaming, weights;  reference and init stand alone;  training, benchmarks
+and tests come last.
 """
 
 import ast
@@ -25,6 +25,7 @@ RANKS = {
     "_extension": 0,
     "reference": 0,
     "batching": 0,
+    "init": 0,
     "ops": 1,
     "function": 2,
     "export": 2,
