@@ -36,8 +36,8 @@ class Streaming:
     then. Nothing is recorded for autograd: the state is cut from all history.
 
     Pieces of any length give what the whole sequence would, up to the order in which sums are
-    formed; docs/streaming.md says where that is to the bit. For bfloat16 and float16, c is kept in
-    that type between pieces and in float32 within one.
+    formed; docs/recipes/streaming.md says where that is to the bit. For bfloat16 and float16, c is
+    kept in that type between pieces and in float32 within one.
 
     Raises:
         TypeError: lstm is no LSTM of ours, or has a forward of its own; batch_size is no integer.

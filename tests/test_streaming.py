@@ -232,9 +232,6 @@ def test_autocast_and_batch_first_go_through_the_module() -> None:
         y = torch.cat([stream(piece) for piece in x.split(3, 1)], 1)
     assert y.dtype is expected.dtype is torch.bfloat16
     assert error(y, expected) <= OUTPUT_TOLERANCE[torch.bfloat16]
-    meta = Streaming(eval_lstm(case, device="meta"), case.B)
-    assert meta(x.to("meta")).shape == (3, 9, 17)
-    assert meta.state[0].is_meta
 
 
 @pytest.mark.compile

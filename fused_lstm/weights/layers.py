@@ -31,9 +31,8 @@ class Side(NamedTuple):
         total = self.w_hh.new_zeros(len(self.w_hh), dtype=torch.float64)
         if self.b_hh is not None:
             total += self.b_hh
-        forget_gate(total).sub_(
-            added
-        )  # before b_ih joins: what was put there goes without rounding
+        # Before b_ih joins: what a format added, and `build` put into b_hh, goes without rounding.
+        forget_gate(total).sub_(added)
         if self.b_ih is not None:
             total += self.b_ih
         return total.to(self.w_hh.dtype)
