@@ -107,9 +107,11 @@ class Streaming:
             self._states = None
             return
         index = _row_numbers(rows, self._batch_size)
-        for h, c in self._states or ():
-            h.index_fill_(1, index.to(h.device), 0)
-            c.index_fill_(1, index.to(c.device), 0)
+        # Not in place, which torch refuses for what was computed in inference_mode.
+        self._states = self._states and [
+            (h.index_fill(1, index.to(h.device), 0), c.index_fill(1, index.to(c.device), 0))
+            for h, c in self._states
+        ]
 
     def __call__(self, x: Tensor) -> Tensor:
         if not isinstance(x, Tensor):
@@ -145,7 +147,7 @@ class Streaming:
         if (
             not dispatch.runs_directly(piece, weights)
             or lstm._forward_pre_hooks
-            or (lstm._forward_hooks)
+            or lstm._forward_hooks
         ):
             return self._call_module(piece)
         num_layers, each = lstm.num_layers, len(weights) // lstm.num_layers
@@ -201,8 +203,8 @@ class Streaming:
         lstm = self._lstm
         w_ih = lstm._current_weights()[0]
         shape = (lstm.num_layers, self._batch_size)
-        h = w_ih.new_zeros(*shape, lstm.proj_size or lstm.hidden_size, requires_grad=False)
-        return h, w_ih.new_zeros(*shape, lstm.hidden_size, requires_grad=False)
+        h = w_ih.new_zeros(*shape, lstm.proj_size or lstm.hidden_size)
+        return h, w_ih.new_zeros(*shape, lstm.hidden_size)
 
 
 def _split(state: Sequence[Tensor]) -> list[State]:

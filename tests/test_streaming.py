@@ -30,6 +30,8 @@ CASES = (
     Case(13, 8, 31, 64),
     Case(9, 33, 28, 50),
 )
+CASE = Case(5, 3, 4, 7)
+X = torch.zeros(5, 3, 4)
 FULL = (torch.float32, torch.float64)
 HALF = (torch.bfloat16, torch.float16)
 
@@ -161,6 +163,29 @@ def test_a_row_of_nan_can_be_reset() -> None:
     assert stream(torch.randn(1, 2, 3)).isfinite().all()
 
 
+def test_inference_mode_may_come_and_go() -> None:
+    case = CASES[1]
+    lstm, x = eval_lstm(case), sequence(case)
+    stream = Streaming(lstm, case.B)
+    with torch.inference_mode():
+        first = stream(x[:5])
+    y = torch.cat([first, stream(x[5:9])])
+    with torch.inference_mode():
+        y = torch.cat([y, stream(x[9:])])
+    assert error(y, whole(lstm, x)[0]) <= OUTPUT_TOLERANCE[torch.float32]
+    stream.reset([0])
+    assert not stream.state[0].any()
+    assert error(stream(x), y) <= OUTPUT_TOLERANCE[torch.float32]
+
+
+def test_the_state_of_one_layer_is_a_copy() -> None:
+    stream = Streaming(eval_lstm(CASE), 3)
+    stream(X)
+    stream.state[0].fill_(7)
+    stream.state[1].fill_(7)
+    assert all(bool((t != 7).all()) for t in stream.state)
+
+
 def test_state_goes_out_and_in() -> None:
     case = Case(8, 3, 4, 6, num_layers=2, proj_size=5)
     lstm, x = eval_lstm(case), sequence(case)
@@ -261,8 +286,6 @@ def in_double(stream: Streaming) -> Streaming:
 
 
 S: Any = Streaming
-CASE = Case(5, 3, 4, 7)
-X = torch.zeros(5, 3, 4)
 REFUSED: tuple[tuple[str, type[Exception], Any], ...] = (
     ("got LSTM; fused_lstm.convert makes one of it", TypeError, lambda: S(nn.LSTM(2, 3).eval())),
     ("with its own forward, got OwnForward", TypeError, lambda: S(OwnForward(2, 3).eval())),

@@ -124,7 +124,7 @@ def _check_supported(where: str, entry: OnnxLSTM) -> None:
         raise ValueError(f"{where}: expected no peepholes, got P")
     if entry.input_forget:
         raise ValueError(f"{where}: expected input_forget=0, got {entry.input_forget}")
-    if entry.clip:
+    if entry.clip is not None:
         raise ValueError(f"{where}: expected no clip, got {entry.clip}")
     if entry.direction not in ("forward", "bidirectional"):
         raise ValueError(
