@@ -242,6 +242,9 @@ def test_hooks_and_parametrizations_are_called() -> None:
     y = torch.cat([stream(piece) for piece in x.split(5)])
     assert seen == [5, 5, 3]
     assert error(y, whole(lstm, x)[0]) <= OUTPUT_TOLERANCE[torch.float32]
+    after = eval_lstm(case)
+    after.register_forward_hook(lambda module, args, result: (result[0] + 1, result[1]))
+    assert torch.equal(Streaming(after, case.B)(x), whole(after, x)[0])
     normed = nn.utils.parametrizations.weight_norm(eval_lstm(case), "weight_hh_l0")
     assert torch.equal(Streaming(normed, case.B)(x), whole(normed, x)[0])
     pruned = prune.random_unstructured(eval_lstm(case), "weight_hh_l0", 0.5)
