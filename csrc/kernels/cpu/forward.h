@@ -20,7 +20,8 @@ class Forward {
         x_rows_(plan.fused ? panel_rows<S, E>(problem.I) : 0),
         K_(x_rows_ + panel_rows<S, E>(problem.P)),
         chunk_rows_(min64(plan.chunk_steps, problem.T) * problem.B),
-        projection_(problem, plan_) {
+        projection_(problem, plan_),
+        marks_(problem, outputs, plan_) {
     Carver carver(workspace);
     offsets_ = carver.take<int64_t>(q_.batch_sizes ? q_.T + 1 : 0);
     zeros_ = carver.take<A>(q_.P);
@@ -42,6 +43,7 @@ class Forward {
       }
     }
     projection_.carve(carver);
+    marks_.carve(carver);
     const int64_t part_rows = projection_.on() && !plan.dot ? q_.B : 0;
     for (int32_t i = 0; i < plan.threads && i < kMaxParts; ++i) {
       E* part = carver.take<E>(part_rows * G);
@@ -459,7 +461,10 @@ class Forward {
     for (int64_t s = first; s < last; ++s) {
       const int64_t t = time_of(d, s);
       Segment segments[2];
-      const int count = segments_of(d, s, b0, b1, segments);
+      int count = segments_of(d, s, b0, b1, segments);
+      if (marks_.on() && count > 0) {
+        count = marks_.enter(d, s, p0, p1, index, initial_h(d), segments[0]);
+      }
       Context at;
       at.x = x_rows(d, t, chunk, at.x_row);
       at.y_row = y.stride_b;
@@ -504,6 +509,11 @@ class Forward {
         project_h(d, s, b0, b1, split(columns, index, parties), split(columns, index + 1, parties),
                   part);
       }
+      if (marks_.on()) {
+        E* c = training ? side.reserve.cells_at(steps_, t, 0) : side.c;
+        S* gates = training ? side.reserve.gates_at(steps_, t, 0) : nullptr;
+        marks_.leave(d, s, b0, b1, p0, p1, y.step(steps_, t), y.stride_b, c, gates);
+      }
       if (barrier) barrier->wait(parties);
     }
   }
@@ -533,6 +543,15 @@ class Forward {
           }
         }
       }
+    }
+  }
+
+  const A* initial_h(int32_t d) const {  // [B][P], or null for zeros
+    if (q_.h0 == nullptr) return nullptr;
+    if constexpr (kConverts) {
+      return sides_[d].h0;
+    } else {
+      return static_cast<const A*>(q_.h0) + d * q_.B * q_.P;
     }
   }
 
@@ -567,11 +586,7 @@ class Forward {
       Segment segment{begin, end, zeros_, 0, side.c, q_.B * W};
       if (q_.h0) {
         segment.h_row = q_.P;
-        if constexpr (kConverts) {
-          segment.h = side.h0;
-        } else {
-          segment.h = static_cast<const A*>(q_.h0) + d * q_.B * q_.P;
-        }
+        segment.h = initial_h(d);
       }
       segments[count++] = segment;
     }
@@ -580,6 +595,7 @@ class Forward {
 
   // Copies the last state of every row to h_n and c_n.
   void finish() {
+    if (marks_.writes_last_states()) return marks_.finish();
     const bool training = out_.reserve != nullptr;
     for (int32_t d = 0; d < q_.D; ++d) {
       const Side& side = sides_[d];
@@ -610,6 +626,7 @@ class Forward {
   const Plan plan_;
   const int64_t panels_, x_rows_, K_, chunk_rows_;
   ForwardProjection<S, E> projection_;
+  ForwardMarks<S, E> marks_;
   Steps steps_{0, 0, nullptr, nullptr};
   int64_t* offsets_ = nullptr;
   A* zeros_ = nullptr;

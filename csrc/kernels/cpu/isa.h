@@ -21,6 +21,7 @@ struct Tag {};
 #include "pack.h"
 #include "sequence.h"
 #include "projection.h"
+#include "marks.h"
 #include "forward.h"
 #include "backward.h"
 // clang-format on
