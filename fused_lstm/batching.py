@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-__all__ = ["map_backward", "map_forward"]
+__all__ = ["map_backward", "map_forward", "one_by_one"]
 
 Layer = Callable[..., tuple[Tensor, ...]]
 Mapped = tuple[tuple[Tensor, ...], tuple[int | None, ...]]  # outputs, and their mapped dimensions
@@ -35,7 +35,7 @@ def map_forward(
 ) -> Mapped:
     """What `layer` gives for N calls; there is one reserve for all where their rows were folded."""
     if any(d is not None for d in dims[4:14]):
-        return _one_by_one(layer, N, dims, arguments)
+        return one_by_one(layer, N, dims, arguments)
     y, h_n, c_n, reserve = layer(*_fold_inputs(N, dims[:4], arguments[:4]), *arguments[4:])
     outputs = [t.unflatten(-2, (-1, N)) for t in (y, h_n, c_n)]
     return (*outputs, reserve), (y.dim() - 1, 2, 2, None)
@@ -52,7 +52,7 @@ def map_backward(
     *tensors, y, reserve, needs, tf32 = arguments
     weights = tensors[7:]
     if any(d is not None for d in dims[7:17]):
-        return _one_by_one(layer_backward, N, dims, arguments)
+        return one_by_one(layer_backward, N, dims, arguments)
 
     if needs & ~_ROW_GRADIENTS and not (tensors[4] is None and weights[4] is None):
         # Packed or projected: each n alone, and forward again, because the reserve is of all.
@@ -60,7 +60,7 @@ def map_backward(
             own_y, _, _, own_reserve = layer(*own[3:17], tf32)
             return layer_backward(*own[:17], own_y, own_reserve, needs, tf32)
 
-        return _one_by_one(alone, N, dims, arguments)
+        return one_by_one(alone, N, dims, arguments)
 
     gradients = [_fold(N, d, t) for d, t in zip(dims[:3], tensors[:3], strict=True)]
     inputs = _fold_inputs(N, dims[3:7], tensors[3:7])
@@ -146,9 +146,7 @@ def _fold_inputs(N: int, dims: Sequence[int | None], inputs: Sequence[Any]) -> l
     return [x, None if inputs[1] is None else inputs[1] * N, h0, c0]
 
 
-def _one_by_one(
-    call: Layer, N: int, dims: Sequence[int | None], arguments: Sequence[Any]
-) -> Mapped:
+def one_by_one(call: Layer, N: int, dims: Sequence[int | None], arguments: Sequence[Any]) -> Mapped:
     """N calls, one after the other; every result has its mapped dimension in front."""
     results = [
         call(*(t if d is None else t.select(d, n) for t, d in zip(arguments, dims, strict=True)))

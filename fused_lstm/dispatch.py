@@ -238,6 +238,13 @@ def _no_kernel(device: torch.device, dtype: torch.dtype) -> str | None:
     return obstacle
 
 
+def _no_marked_kernel(device: torch.device, proj_size: int) -> str | None:
+    """The same for a call with resets, lengths or cells."""
+    if device.type == "cuda":
+        return "no CUDA kernel with reset, lengths or return_cells"
+    return "no kernel with reset, lengths or return_cells and a proj_size" if proj_size else None
+
+
 def _index(device: torch.device) -> int:
     """A CUDA device's number; that of "cuda" is the present one's, or 0 where there is none."""
     if device.index is not None:
@@ -319,6 +326,7 @@ def explain_plan(
     device: torch.device | str = "cpu",
     training: bool | None = None,
     threads: int | None = None,
+    options: bool = False,
 ) -> str:
     """Says in words what would compute an LSTM: which kernel, or why PyTorch's own LSTM.
 
@@ -333,6 +341,7 @@ def explain_plan(
         device: of a shape.
         training: whether gradients will be wanted; None: the module's mode, or True for a shape.
         threads: None for torch's present number.
+        options: whether the call has `reset`, `lengths` or `return_cells`.
 
     Returns:
         One line per layer: device, instruction set or family, how the products are formed, how
@@ -361,6 +370,10 @@ def explain_plan(
     D, P = (2 if bidirectional else 1), (proj_size or H)
     device = torch.device(device)
     obstacle = _no_kernel(device, dtype)
+    instead = "torch's own LSTM"
+    if options:
+        instead = "the specification in plain PyTorch"
+        obstacle = obstacle or _no_marked_kernel(device, proj_size)
     lines = []
     for layer in range(layers):
         features = features if layer == 0 else D * P
@@ -368,7 +381,7 @@ def explain_plan(
             sizes = (T, B, features, H, P, D, str(dtype).removeprefix("torch."), training)
             line = _cuda_plan(sizes, device) if device.type == "cuda" else _cpu_plan(sizes, threads)
         else:
-            line = f"torch's own LSTM ({obstacle})"
+            line = f"{instead} ({obstacle})"
         lines.append(f"layer {layer}: {line}" if layers > 1 else line)
     return "\n".join(lines)
 

@@ -20,7 +20,18 @@ from torch import Tensor
 
 from . import _extension, batching, ops, reference
 
-__all__ = ["LstmLayer", "LstmLayerBackward", "lstm_layer", "reference_layer", "transformed_layer"]
+__all__ = [
+    "LstmLayer",
+    "LstmLayerBackward",
+    "lstm_layer",
+    "needs_mask",
+    "reference_layer",
+    "second_gradients",
+    "spread",
+    "tf32_allowed",
+    "transformed_layer",
+    "without_autocast",
+]
 
 # Result k of the backward operator is the gradient of these positions of LstmLayer.forward.
 _DIFFERENTIABLE = ((0,), (2,), (3,), (4,), (5,), (6, 7), (8,), (9,), (10,), (11, 12), (13,))
@@ -56,22 +67,12 @@ class LstmLayer(torch.autograd.Function):
         wanted = ctx.needs_input_grad[:-1]
         if dy is None and dh_n is None and dc_n is None:
             return _NO_GRADIENTS
-        needs = 0
-        for k, positions in enumerate(_DIFFERENTIABLE):
-            if wanted[positions[0]] or wanted[positions[-1]]:
-                needs |= 1 << k
         # Also for vmap of torch.autograd.grad: gradients that are mapped need the Function's rule.
         whole = torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
         backward = LstmLayerBackward.apply if whole else ops.backward
+        needs = needs_mask(wanted)
         results = backward(dy, dh_n, dc_n, *inputs, y, reserve, needs, ctx.tf32)
-        grads: list[Tensor | None] = list(_NO_GRADIENTS)
-        for k, positions in enumerate(_DIFFERENTIABLE):
-            for position in positions:
-                if wanted[position]:
-                    # Two biases share one gradient in value, never in memory.
-                    shared = position != positions[0] and wanted[positions[0]]
-                    grads[position] = results[k].clone() if shared else results[k]
-        return tuple(grads)
+        return spread(results, wanted, _NO_GRADIENTS)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> Any:
@@ -95,47 +96,84 @@ class LstmLayerBackward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        tensors = ctx.saved_tensors
-        wanted = [k for k, need in enumerate(ctx.needs_input_grad[:-4]) if need]
-        pairs = [
-            (positions[0], g)
-            for positions, g in zip(_DIFFERENTIABLE, cotangents, strict=True)
-            if g is not None
-        ]
-        grads: list[Tensor | None] = [None] * (len(tensors) + 4)
-        if not pairs or not wanted:
-            return tuple(grads)
-
-        def first(*changing: Tensor) -> tuple[Tensor, ...]:
-            """The gradients that are differentiated here, as a function of what is wanted."""
-            new = list(tensors)
-            for k, t in zip(wanted, changing, strict=True):
-                new[k] = t
-            dys, inputs = new[:3], new[3:]
-
-            def layer(*own: Tensor) -> tuple[Tensor, ...]:
-                again = list(inputs)
-                for (k, _), t in zip(pairs, own, strict=True):
-                    again[k] = t
-                outputs = reference_layer(*again)
-                return tuple(o for o, g in zip(outputs, dys, strict=True) if g is not None)
-
-            own = [inputs[k] for k, _ in pairs]
-            return _gradients(layer, own, [g for g in dys if g is not None], True)
-
-        create_graph = torch.is_grad_enabled()
-        with _without_autocast(tensors[3]):
-            changing = [tensors[k] for k in wanted]
-            second = _gradients(first, changing, [g for _, g in pairs], create_graph)
-        for k, t in zip(wanted, second, strict=True):
-            grads[k] = t
-        return tuple(grads)
+        return second_gradients(ctx, cotangents, 3, reference_layer)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> Any:
         layers = LstmLayer.apply, LstmLayerBackward.apply
-        with _without_autocast(arguments[3]):
+        with without_autocast(arguments[3]):
             return batching.map_backward(*layers, info.batch_size, in_dims, arguments)
+
+
+def needs_mask(wanted: Sequence[bool]) -> int:
+    """Which results of the backward operator are asked for, from what autograd wants."""
+    needs = 0
+    for k, positions in enumerate(_DIFFERENTIABLE):
+        if wanted[positions[0]] or wanted[positions[-1]]:
+            needs |= 1 << k
+    return needs
+
+
+def spread(
+    results: Sequence[Tensor], wanted: Sequence[bool], none: tuple[None, ...]
+) -> tuple[Tensor | None, ...]:
+    """The backward operator's results as the gradients of a layer's arguments."""
+    grads: list[Tensor | None] = list(none)
+    for k, positions in enumerate(_DIFFERENTIABLE):
+        for position in positions:
+            if wanted[position]:
+                # Two biases share one gradient in value, never in memory.
+                shared = position != positions[0] and wanted[positions[0]]
+                grads[position] = results[k].clone() if shared else results[k]
+    return tuple(grads)
+
+
+def second_gradients(
+    ctx: Any,
+    cotangents: Sequence[Tensor | None],
+    outputs: int,
+    layer_again: Callable[..., tuple[Tensor, ...]],
+) -> tuple[Tensor | None, ...]:
+    """The derivative of a backward operator, through the layer's specification.
+
+    The operator's arguments are the gradients of the layer's `outputs` results, the layer's own
+    arguments, then four more that no gradient is asked for; ctx saved all but those four.
+    """
+    tensors = ctx.saved_tensors
+    wanted = [k for k, need in enumerate(ctx.needs_input_grad[:-4]) if need]
+    pairs = [
+        (positions[0], g)
+        for positions, g in zip(_DIFFERENTIABLE, cotangents, strict=True)
+        if g is not None
+    ]
+    grads: list[Tensor | None] = [None] * (len(tensors) + 4)
+    if not pairs or not wanted:
+        return tuple(grads)
+
+    def first(*changing: Tensor) -> tuple[Tensor, ...]:
+        """The gradients that are differentiated here, as a function of what is wanted."""
+        new = list(tensors)
+        for k, t in zip(wanted, changing, strict=True):
+            new[k] = t
+        dys, inputs = new[:outputs], new[outputs:]
+
+        def layer(*own: Tensor) -> tuple[Tensor, ...]:
+            again = list(inputs)
+            for (k, _), t in zip(pairs, own, strict=True):
+                again[k] = t
+            results = layer_again(*again)
+            return tuple(o for o, g in zip(results, dys, strict=True) if g is not None)
+
+        own = [inputs[k] for k, _ in pairs]
+        return _gradients(layer, own, [g for g in dys if g is not None], True)
+
+    create_graph = torch.is_grad_enabled()
+    with without_autocast(tensors[outputs]):
+        changing = [tensors[k] for k in wanted]
+        second = _gradients(first, changing, [g for _, g in pairs], create_graph)
+    for k, t in zip(wanted, second, strict=True):
+        grads[k] = t
+    return tuple(grads)
 
 
 def _gradients(
@@ -157,7 +195,7 @@ def _gradients(
         )
 
 
-def _without_autocast(x: Tensor) -> contextlib.AbstractContextManager[Any]:
+def without_autocast(x: Tensor) -> contextlib.AbstractContextManager[Any]:
     """Keeps autocast from the products inside; some devices (meta) have none to begin with."""
     if torch.amp.is_autocast_available(x.device.type):
         return torch.autocast(x.device.type, enabled=False)
@@ -175,7 +213,7 @@ def reference_layer(
     inputs = [x, h0, c0, *weights]
     if x.dtype in (torch.bfloat16, torch.float16):
         inputs = [t if t is None else t.float() for t in inputs]
-    with _without_autocast(x):
+    with without_autocast(x):
         outputs = reference.lstm_layer(inputs[0], batch_sizes, *inputs[1:])  # type: ignore[arg-type]
     y, h_n, c_n = (t.to(x.dtype) for t in outputs)
     return y, h_n, c_n

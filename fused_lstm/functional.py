@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from .dispatch import Options, cell, stack, zero_state
+from .options import make_marks, marked_stack
 
 __all__ = ["lstm", "lstm_cell"]
 
@@ -31,7 +32,10 @@ def lstm(
     training: bool = False,
     bidirectional: bool = False,
     proj_size: int = 0,
-) -> tuple[Any, tuple[Tensor, Tensor]]:
+    reset: Tensor | None = None,  # [T, B] bool; [B, T] when batch_first; [T] unbatched
+    lengths: Tensor | None = None,  # [B] int64; a single number when unbatched
+    return_cells: bool = False,
+) -> tuple[Any, ...]:
     """What `torch.nn.LSTM` computes, as a function of its input, initial state and weights.
 
     L is num_layers, D is 2 when bidirectional, H the hidden size and P is proj_size or H; w_ih is
@@ -49,14 +53,28 @@ def lstm(
         training: whether dropout is drawn.
         bidirectional: whether D = 2.
         proj_size: size P of a projected h; 0 for none.
+        reset: bool [T, B], [B, T] when batch_first, [T] unbatched, on the input's device: where it
+            is True, h and c of that row are zero before that step, in every layer. At t = 0 that
+            drops hx of the row. Each direction clears its state before that step in its own order:
+            in reverse it is what comes from t + 1.
+        lengths: int64 [B], on the input's device or the CPU: row b has steps 0..lengths[b]-1 only,
+            and from 0 to T of them. Its output and cells are zero after them, h_n and c_n are those
+            of its last step (those of hx if it has none), the reverse direction starts there, and
+            the input after them is not looked at. No order, no packing. On the CPU a length out of
+            range raises; elsewhere nobody waits to look, and it counts as 0 or T.
+        return_cells: whether to return c after every step too.
 
     Returns:
-        `(output, (h_n, c_n))`: output `[T, B, D*P]` (a transposed view when batch_first,
-        a PackedSequence when the input is one), h_n like h0 and c_n like c0.
+        `(output, (h_n, c_n))`, or `(output, (h_n, c_n), cells)` with return_cells, where cells is
+        c of the last layer after every step, both directions side by side as in the output:
+        `[T, B, D*H]`, [B, T, ...] when batch_first, [T, ...] unbatched. output is `[T, B, D*P]` (a
+        transposed view when batch_first, a PackedSequence when the input is one), h_n like h0 and
+        c_n like c0.
 
     Raises:
         TypeError: an argument of the wrong kind.
-        ValueError: a wrong number of dimensions or of weights, or an input of another dtype.
+        ValueError: a wrong number of dimensions or of weights, or an input of another dtype; reset
+            or lengths of another dtype, size or device, or beside a PackedSequence.
         RuntimeError: wrong sizes, T = 0, or a state or weight of another dtype or device.
 
     Source: the equations of torch.nn.LSTM; `reference.py` has them in plain PyTorch.
@@ -67,7 +85,10 @@ def lstm(
         raise ValueError(f"weights: expected {expected} tensors, got {len(weights)}")
     if hx is not None:
         _check_state_kind(hx)
+    marked = reset is not None or lengths is not None or return_cells
     if isinstance(input, PackedSequence):
+        if marked:
+            _refuse_packed(reset, lengths)
         return _lstm_packed(input, hx, weights, options)
     if not isinstance(input, Tensor):
         raise TypeError(f"input: expected a Tensor or PackedSequence, got {type(input).__name__}")
@@ -80,6 +101,9 @@ def lstm(
             f"For {'batched 3-D' if dim == 3 else 'unbatched 2-D'} input, hx and cx should also be "
             f"{dim}-D but got ({hx[0].dim()}-D, {hx[1].dim()}-D) tensors"
         )
+    if marked:
+        own = (reset, lengths, bool(return_cells))
+        return _lstm_marked(input, hx, weights, options, batch_first, *own)
     if dim == 3:
         x = input.transpose(0, 1) if batch_first else input
         y, state = _lstm_padded(x, hx, weights, options)
@@ -143,6 +167,46 @@ def _lstm_padded(
     weights: Sequence[Tensor],
     options: Options,
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    _check_padded(x, hx, weights, options)
+    return stack(x, None, x.shape[1], hx, weights, options)
+
+
+def _lstm_marked(
+    input: Tensor,  # as in lstm
+    hx: Sequence[Tensor] | None,
+    weights: Sequence[Tensor],
+    options: Options,
+    batch_first: bool,
+    reset: Any,
+    lengths: Any,
+    return_cells: bool,
+) -> tuple[Any, ...]:
+    unbatched = input.dim() == 2
+    x = input.unsqueeze(1) if unbatched else input.transpose(0, 1) if batch_first else input
+    if unbatched and hx is not None:
+        hx = (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
+    _check_padded(x, hx, weights, options)
+    marks = make_marks(x, reset, lengths, batch_first, unbatched)
+    y, h_n, c_n, cells = marked_stack(x, hx, weights, options, marks, return_cells)
+    if unbatched:
+        y, h_n, c_n = y.squeeze(1), h_n.squeeze(1), c_n.squeeze(1)
+        cells = cells.squeeze(1) if return_cells else cells
+    elif batch_first:
+        y, cells = y.transpose(0, 1), cells.transpose(0, 1) if return_cells else cells
+    return (y, (h_n, c_n), cells) if return_cells else (y, (h_n, c_n))
+
+
+def _refuse_packed(reset: Any, lengths: Any) -> None:
+    name = "reset" if reset is not None else "lengths" if lengths is not None else "return_cells"
+    raise ValueError(
+        f"{name}: expected {'False' if name == 'return_cells' else 'None'} with a PackedSequence, "
+        f"got another value; pad the sequences (pad_packed_sequence) and pass their lengths"
+    )
+
+
+def _check_padded(
+    x: Tensor, hx: Sequence[Tensor] | None, weights: Sequence[Tensor], options: Options
+) -> None:
     w_ih = weights[0]
     if x.dtype is not w_ih.dtype and not torch._C._is_any_autocast_enabled():
         raise ValueError(
@@ -153,7 +217,6 @@ def _lstm_padded(
     _check_sizes(features, batch, hx, w_ih, options)
     if steps == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-    return stack(x, None, batch, hx, weights, options)
 
 
 def _lstm_packed(

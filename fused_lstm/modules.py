@@ -39,6 +39,11 @@ class LSTM(nn.RNNBase):
     `D*P` features. The states are `[L*D, B, P]` for h and `[L*D, B, H]` for c, zeros if not given;
     batch_first does not change them.
 
+    Three options of a call are not in torch.nn.LSTM; `fused_lstm.lstm` says exactly what they mean.
+    `reset`, bool [T, B] ([B, T] when batch_first), clears a row's state before a step. `lengths`,
+    int64 [B], ends rows without packing. `return_cells=True` returns c after every step of the last
+    layer as a third result, `[T, B, D*H]`.
+
     Parameters are `weight_ih_l{k}` [4H, I or `D*P`], `weight_hh_l{k}` [4H, P], `bias_ih_l{k}` and
     `bias_hh_l{k}` [4H], `weight_hr_l{k}` [P, H] with proj_size, each with `_reverse` for the second
     direction; gates in the order i, f, g, o. They are read anew on every call, so that a weight may
@@ -89,26 +94,47 @@ class LSTM(nn.RNNBase):
     @overload
     @torch._jit_internal._overload_method
     def forward(
-        self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
+        self,
+        input: Tensor,
+        hx: tuple[Tensor, Tensor] | None = None,
+        reset: Tensor | None = None,
+        lengths: Tensor | None = None,
+        return_cells: bool = False,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         pass
 
     @overload
     @torch._jit_internal._overload_method
     def forward(
-        self, input: PackedSequence, hx: tuple[Tensor, Tensor] | None = None
+        self,
+        input: PackedSequence,
+        hx: tuple[Tensor, Tensor] | None = None,
+        reset: Tensor | None = None,
+        lengths: Tensor | None = None,
+        return_cells: bool = False,
     ) -> tuple[PackedSequence, tuple[Tensor, Tensor]]:
         pass
 
-    def forward(self, input: Any, hx: Any = None) -> Any:
+    def forward(
+        self,
+        input: Any,
+        hx: Any = None,
+        reset: Any = None,
+        lengths: Any = None,
+        return_cells: Any = False,
+    ) -> Any:
         if torch.jit.is_scripting():
+            if reset is not None or lengths is not None or return_cells:
+                raise NotImplementedError(
+                    "reset, lengths and return_cells: expected none of them in a scripted module"
+                )
             if isinstance(input, PackedSequence):
                 return self._scripted_packed(input, hx)
             else:
                 return self._scripted_padded(input, hx)
         else:
             if isinstance(input, torch.fx.Proxy):
-                return _fx_leaf(self, input, hx)
+                return _fx_leaf(self, input, hx, reset, lengths, return_cells)
             return functional.lstm(
                 input,
                 hx,
@@ -120,6 +146,9 @@ class LSTM(nn.RNNBase):
                 training=self.training,
                 bidirectional=self.bidirectional,
                 proj_size=self.proj_size,
+                reset=reset,
+                lengths=lengths,
+                return_cells=return_cells,
             )
 
     def flatten_parameters(self) -> None:
@@ -255,7 +284,17 @@ class LSTMCell(nn.RNNCellBase):
         return (h, c) if input.dim() == 2 else (h.squeeze(0), c.squeeze(0))
 
 
-def _fx_leaf(module: nn.Module, input: Any, hx: Any) -> Any:
+def _fx_leaf(
+    module: nn.Module,
+    input: Any,
+    hx: Any,
+    reset: Any = None,
+    lengths: Any = None,
+    return_cells: Any = False,
+) -> Any:
     """Keeps a module whole under torch.fx.symbolic_trace, which does so only for torch.nn's own."""
-    tracer = input.tracer
-    return tracer.create_proxy("call_module", tracer.path_of_module(module), (input, hx), {})
+    tracer, options = input.tracer, {"reset": reset, "lengths": lengths}
+    given = {name: value for name, value in options.items() if value is not None}
+    if return_cells is not False:
+        given["return_cells"] = return_cells
+    return tracer.create_proxy("call_module", tracer.path_of_module(module), (input, hx), given)

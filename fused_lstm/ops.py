@@ -1,4 +1,5 @@
-"""Typed wrappers of the two operators `torch.ops.fused_lstm.forward` and `.backward`.
+"""Typed wrappers of the operators `torch.ops.fused_lstm.forward` and `.backward`, and of the same
+with options that nn.LSTM lacks, `.marked_forward` and `.marked_backward`.
 
 One call is one layer in one or two directions over a whole sequence; csrc/binding/schema.cpp has
 the schemas. Here the operators also get their fake kernels, which tell shapes and dtypes without
@@ -16,9 +17,20 @@ from torch import Tensor
 
 from . import _extension
 
-__all__ = ["WEIGHT_SLOTS", "backward", "forward"]
+__all__ = [
+    "MARK_ENDED",
+    "MARK_RESET",
+    "WEIGHT_SLOTS",
+    "backward",
+    "forward",
+    "marked_backward",
+    "marked_forward",
+]
 
 WEIGHT_SLOTS = 10  # w_ih, w_hh, b_ih, b_hh, w_hr, then the same of the reverse direction
+
+# Bits of marks [T, B]: the row's state is cleared before the step; the row has no such step.
+MARK_RESET, MARK_ENDED = 1, 2
 
 
 def forward(
@@ -63,6 +75,32 @@ def backward(
         return _backward(dy, dh_n, dc_n, x, batch_sizes, h0, c0, *weights_y_reserve_needs_tf32)
     except RuntimeError as error:
         raise _as_torch_has_it(error) from None
+
+
+def marked_forward(
+    x: Tensor,  # [T, B, I]
+    marks: Tensor | None,  # [T, B] uint8, see MARK_RESET and MARK_ENDED
+    h0: Tensor | None,  # [D, B, H], None for zeros
+    c0: Tensor | None,  # [D, B, H], None for zeros
+    *weights_cells_save_tf32: Any,  # ten weights without w_hr, three bools
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """As `forward`: y, h_n, c_n, c after every step [T, B, D*H] ([0] unless `cells`), reserve."""
+    return _marked_forward(x, marks, h0, c0, *weights_cells_save_tf32)
+
+
+def marked_backward(
+    dy: Tensor | None,  # [T, B, D*H]; a gradient that is None is zero
+    dh_n: Tensor | None,  # [D, B, H]
+    dc_n: Tensor | None,  # [D, B, H]
+    dcells: Tensor | None,  # [T, B, D*H]
+    x: Tensor,
+    marks: Tensor | None,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    *weights_y_reserve_needs_tf32: Any,
+) -> tuple[Tensor, ...]:
+    """As `backward`."""
+    return _marked_backward(dy, dh_n, dc_n, dcells, x, marks, h0, c0, *weights_y_reserve_needs_tf32)
 
 
 def _as_torch_has_it(error: RuntimeError) -> RuntimeError:
@@ -171,11 +209,54 @@ def _fake_backward(
     return tuple(x.new_empty(s if needs >> k & 1 else (0,)) for k, s in enumerate(shapes))
 
 
+def _fake_marked_forward(
+    x: Tensor,
+    marks: Tensor | None,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+    w_hr: Tensor | None,
+    w_ih_reverse: Tensor | None,
+    w_hh_reverse: Tensor | None,
+    b_ih_reverse: Tensor | None,
+    b_hh_reverse: Tensor | None,
+    w_hr_reverse: Tensor | None,
+    cells: bool,
+    save_for_backward: bool,
+    tf32: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    weights = (w_ih, w_hh, b_ih, b_hh, w_hr)
+    reverse = (w_ih_reverse, w_hh_reverse, b_ih_reverse, b_hh_reverse, w_hr_reverse)
+    y, h_n, c_n, reserve = _fake_forward(
+        x, None, h0, c0, *weights, *reverse, save_for_backward, tf32
+    )
+    return y, h_n, c_n, x.new_empty(y.shape if cells else (0,)), reserve
+
+
+def _fake_marked_backward(
+    grad_y: Tensor | None,
+    grad_h_n: Tensor | None,
+    grad_c_n: Tensor | None,
+    grad_cells: Tensor | None,
+    x: Tensor,
+    marks: Tensor | None,
+    *rest: Any,
+) -> tuple[Tensor, ...]:
+    return _fake_backward(grad_y, grad_h_n, grad_c_n, x, None, *rest)
+
+
 _extension.load()
 if _extension.available:
     torch.library.register_fake("fused_lstm::forward", _fake_forward)
     torch.library.register_fake("fused_lstm::backward", _fake_backward)
+    torch.library.register_fake("fused_lstm::marked_forward", _fake_marked_forward)
+    torch.library.register_fake("fused_lstm::marked_backward", _fake_marked_backward)
     _forward: Any = torch.ops.fused_lstm.forward.default
     _backward: Any = torch.ops.fused_lstm.backward.default
+    _marked_forward: Any = torch.ops.fused_lstm.marked_forward.default
+    _marked_backward: Any = torch.ops.fused_lstm.marked_backward.default
 else:
-    _forward = _backward = _missing
+    _forward = _backward = _marked_forward = _marked_backward = _missing

@@ -10,12 +10,20 @@ D directions, N = sum(batch_sizes) rows of a packed input. Gates stand in torch'
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-__all__ = ["lstm", "lstm_cell", "lstm_direction", "lstm_layer"]
+__all__ = [
+    "lstm",
+    "lstm_cell",
+    "lstm_direction",
+    "lstm_layer",
+    "marked_direction",
+    "marked_layer",
+]
 
 
 def lstm_cell(
@@ -85,6 +93,64 @@ def lstm_layer(
     return torch.cat(ys, dim=-1), torch.stack(hs), torch.stack(cs)
 
 
+def marked_direction(
+    x: Tensor,  # [T, B, I]
+    reset: Tensor | None,  # [T, B] bool: h and c of the row are cleared before this step
+    ended: Tensor | None,  # [T, B] bool: the row has no such step
+    h: Tensor,  # [B, P]
+    c: Tensor,  # [B, H]
+    weights: Sequence[Tensor | None],  # w_ih, w_hh, b_ih, b_hh, w_hr
+    reverse: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One direction with rows that are reset or end: y [T, B, P], h_n, c_n and cells [T, B, H].
+
+    "Before" a step is meant in the order of the direction: in reverse the state that is cleared
+    comes from step t + 1. A row that has ended keeps its state, its output and cells are zero, and
+    neither its x nor its reset is looked at.
+    """
+    T = x.shape[0]
+    if ended is not None:
+        x = x.masked_fill(ended.unsqueeze(2), 0.0)  # whatever it holds, a NaN too
+        reset = None if reset is None else reset & ~ended
+    ys, cells = [h] * T, [c] * T
+    for t in reversed(range(T)) if reverse else range(T):
+        if reset is not None:
+            clear = reset[t].unsqueeze(1)
+            h, c = h.masked_fill(clear, 0.0), c.masked_fill(clear, 0.0)
+        h_t, c_t = lstm_cell(x[t], h, c, *weights)  # type: ignore[arg-type]
+        if ended is None:
+            ys[t], cells[t] = h, c = h_t, c_t
+            continue
+        over = ended[t].unsqueeze(1)
+        ys[t], cells[t] = h_t.masked_fill(over, 0.0), c_t.masked_fill(over, 0.0)
+        h, c = torch.where(over, h, h_t), torch.where(over, c, c_t)
+    return torch.stack(ys), h, c, torch.stack(cells)
+
+
+def marked_layer(
+    x: Tensor,  # [T, B, I]
+    reset: Tensor | None,  # [T, B] bool
+    ended: Tensor | None,  # [T, B] bool
+    h0: Tensor | None,  # [D, B, P], None for zeros
+    c0: Tensor | None,  # [D, B, H], None for zeros
+    *weights: Tensor | None,  # w_ih, w_hh, b_ih, b_hh, w_hr, then the same for reverse or None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`lstm_layer` with rows that are reset or end.
+
+    Returns y `[T, B, D*P]`, h_n [D, B, P], c_n [D, B, H] and c after every step, `[T, B, D*H]`.
+    """
+    results = []
+    for d, own in enumerate((weights[:5], weights[5:])):
+        if not own or own[0] is None or own[1] is None:
+            continue
+        gates, p = own[1].shape  # w_hh [4H, P]
+        h = x.new_zeros(x.shape[1], p) if h0 is None else h0[d]
+        c = x.new_zeros(x.shape[1], gates // 4) if c0 is None else c0[d]
+        results.append(marked_direction(x, reset, ended, h, c, own, reverse=d == 1))
+    ys, hs, cs, cells = zip(*results, strict=True)
+    return torch.cat(ys, dim=-1), torch.stack(hs), torch.stack(cs), torch.cat(cells, dim=-1)
+
+
 def lstm(
     x: Tensor,  # [T, B, I], [B, T, I] when batch_first, or packed [N, I]
     hx: tuple[Tensor, Tensor] | None,  # h0 [L*D, B, P] and c0 [L*D, B, H], None for zeros
@@ -98,12 +164,25 @@ def lstm(
     bidirectional: bool = False,
     proj_size: int = 0,
     batch_sizes: Tensor | None = None,
-) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """The whole network of `torch.nn.LSTM`: layers, and dropout between them."""
+    reset: Tensor | None = None,  # [T, B] bool, [B, T] when batch_first
+    lengths: Tensor | None = None,  # [B] int64
+    return_cells: bool = False,
+) -> Any:
+    """The whole network of `torch.nn.LSTM`: layers, and dropout between them.
+
+    Returns `(y, (h_n, c_n))`, with return_cells `(y, (h_n, c_n), cells)`. What reset and lengths
+    mean, `marked_direction` says; they hold in every layer.
+    """
+    ended = None
+    if lengths is not None:
+        steps = torch.arange(x.shape[1 if batch_first else 0], device=x.device)
+        ended = steps.unsqueeze(1) >= lengths.to(x.device)
+    if reset is not None and batch_first:
+        reset = reset.transpose(0, 1)
     directions = 2 if bidirectional else 1
     each = len(weights) // (num_layers * directions)
     y = x.transpose(0, 1) if batch_first and batch_sizes is None else x
-    h_n, c_n = [], []
+    h_n, c_n, cells = [], [], y
     for layer in range(num_layers):
         if layer > 0:
             y = torch.dropout(y, dropout, training)
@@ -115,8 +194,13 @@ def lstm(
             own += (group if bias else [*group, None, None]) + [w_hr]
         rows = slice(layer * directions, (layer + 1) * directions)
         h0, c0 = (None, None) if hx is None else (hx[0][rows], hx[1][rows])
-        y, h, c = lstm_layer(y, batch_sizes, h0, c0, *own)
+        if return_cells or reset is not None or ended is not None:
+            y, h, c, cells = marked_layer(y, reset, ended, h0, c0, *own)
+        else:
+            y, h, c = lstm_layer(y, batch_sizes, h0, c0, *own)
         h_n.append(h)
         c_n.append(c)
-    y = y.transpose(0, 1) if batch_first and batch_sizes is None else y
-    return y, (torch.cat(h_n), torch.cat(c_n))
+    if batch_first and batch_sizes is None:
+        y, cells = y.transpose(0, 1), cells.transpose(0, 1)
+    state = (torch.cat(h_n), torch.cat(c_n))
+    return (y, state, cells) if return_cells else (y, state)

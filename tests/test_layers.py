@@ -1,8 +1,8 @@
 """The layers of csrc/README.md are kept: who may include or import whom, and what the module needs.
 
-csrc/kernels <- csrc/binding <- _extension <- ops <- function <- dispatch <- functional
-<- modules <- convert, streaming, weights;  reference and init stand alone;  training, benchmarks
-and tests come last.
+csrc/kernels <- csrc/binding <- _extension <- ops <- function <- marked <- dispatch <- options
+<- functional <- modules <- convert, streaming, weights;  reference and init stand alone;  training,
+benchmarks and tests come last.
 """
 
 import ast
@@ -29,17 +29,19 @@ RANKS = {
     "ops": 1,
     "function": 2,
     "export": 2,
-    "dispatch": 3,
-    "onnx": 3,
-    "functional": 4,
-    "modules": 5,
-    "convert": 6,
-    "streaming": 6,
-    "weights": 6,
-    "info": 7,
-    "__init__": 8,
-    "__main__": 9,
-    "training": 9,
+    "marked": 3,
+    "dispatch": 4,
+    "onnx": 4,
+    "options": 5,
+    "functional": 6,
+    "modules": 7,
+    "convert": 8,
+    "streaming": 8,
+    "weights": 8,
+    "info": 9,
+    "__init__": 10,
+    "__main__": 11,
+    "training": 11,
 }
 
 

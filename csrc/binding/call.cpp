@@ -51,6 +51,30 @@ Call::Call(const Place& place, const Tensor& x, const OptionalTensor& batch_size
   if (D == 2) set_weights(reverse_weights, &problem_.weights[1]);
 }
 
+void Call::set_marks(const OptionalTensor& marks) {
+  if (!marks) return;
+  const View v = look("marks", *marks);
+  expect_dtype(v, torch_uint8());
+  expect_sizes(v, "[T, B]", {problem_.T, problem_.B});
+  const bool dense =
+      (v.sizes[1] <= 1 || v.strides[1] == 1) && (v.sizes[0] <= 1 || v.strides[0] == v.sizes[1]);
+  problem_.marks =
+      static_cast<const uint8_t*>(dense || problem_.B == 0 ? read_data(*marks) : copied(v));
+}
+
+Tensor Call::new_cells(bool wanted, Outputs* out) const {
+  if (!wanted) return place_.empty({0}, dtype_);
+  Tensor cells = new_rows(problem_.D * problem_.H);
+  out->cells = write_data(cells);
+  return cells;
+}
+
+void Call::read_cells_gradient(const OptionalTensor& grad_cells, Gradients* g) {
+  if (!grad_cells) return;
+  g->dcells = sequence("grad_cells", *grad_cells, "[T, B, D*H]", problem_.D * problem_.H,
+                       &g->dcells_t, &g->dcells_b);
+}
+
 ForwardResult Call::new_outputs(Tensor reserve, Outputs* out) const {
   const int64_t D = problem_.D, B = problem_.B, H = problem_.H, P = problem_.P;
   Tensor y = new_rows(D * P);
@@ -68,8 +92,8 @@ void Call::read_gradients(const Tensor& y, const OptionalTensor& grad_y,
                           const OptionalTensor& grad_h_n, const OptionalTensor& grad_c_n,
                           Gradients* g) {
   const int64_t D = problem_.D, B = problem_.B, H = problem_.H, P = problem_.P;
-  g->y = sequence("y", y, D * P, &g->y_t, &g->y_b);
-  if (grad_y) g->dy = sequence("grad_y", *grad_y, D * P, &g->dy_t, &g->dy_b);
+  g->y = sequence("y", y, "[T, B, D*P]", D * P, &g->y_t, &g->y_b);
+  if (grad_y) g->dy = sequence("grad_y", *grad_y, "[T, B, D*P]", D * P, &g->dy_t, &g->dy_b);
   g->dh_n = contiguous("grad_h_n", grad_h_n, "[D, B, P]", {D, B, P});
   g->dc_n = contiguous("grad_c_n", grad_c_n, "[D, B, H]", {D, B, H});
 }
@@ -249,14 +273,14 @@ const void* Call::rows(const View& v, int64_t size, int64_t* t_stride, int64_t* 
   return copied(v);
 }
 
-const void* Call::sequence(const char* name, const Tensor& tensor, int64_t size, int64_t* t_stride,
-                           int64_t* b_stride) {
+const void* Call::sequence(const char* name, const Tensor& tensor, const char* letters,
+                           int64_t size, int64_t* t_stride, int64_t* b_stride) {
   const View v = look(name, tensor);
   expect_dtype(v, dtype_);
   if (packed_) {
     expect_sizes(v, "[N, D*P]", {N_, size});
   } else {
-    expect_sizes(v, "[T, B, D*P]", {problem_.T, problem_.B, size});
+    expect_sizes(v, letters, {problem_.T, problem_.B, size});
   }
   return rows(v, size, t_stride, b_stride);
 }

@@ -31,6 +31,8 @@ WeightArguments direction1(const OptionalTensor& w_ih, const OptionalTensor& w_h
 
 // y, h_n, c_n and the reserve.
 using ForwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+// y, h_n, c_n, cells and the reserve.
+using MarkedResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 // dx, dh0, dc0, then dw_ih, dw_hh, db, dw_hr of each direction.
 using BackwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
                                   Tensor, Tensor, Tensor>;
@@ -44,6 +46,12 @@ class Call {
        const WeightArguments& reverse_weights);
 
   const Problem& problem() const { return problem_; }
+
+  // What the marked operators take besides: marks, checked, into the problem.
+  void set_marks(const OptionalTensor& marks);
+  // Allocates the cell states of every step, or [0] where they are not wanted.
+  Tensor new_cells(bool wanted, Outputs* out) const;
+  void read_cells_gradient(const OptionalTensor& grad_cells, Gradients* g);
 
   // Allocates y, h_n and c_n, and says in *out where they lie. The reserve is the caller's to add.
   ForwardResult new_outputs(Tensor reserve, Outputs* out) const;
@@ -70,8 +78,8 @@ class Call {
   void set_weights(const WeightArguments& w, Weights* out);
   Tensor new_rows(int64_t size) const;
   const void* rows(const View& v, int64_t size, int64_t* t_stride, int64_t* b_stride);
-  const void* sequence(const char* name, const Tensor& tensor, int64_t size, int64_t* t_stride,
-                       int64_t* b_stride);
+  const void* sequence(const char* name, const Tensor& tensor, const char* letters, int64_t size,
+                       int64_t* t_stride, int64_t* b_stride);
   const void* contiguous(const char* name, const OptionalTensor& tensor, const char* letters,
                          Sizes sizes);
   const void* contiguous(const char* name, const Tensor& tensor, const char* letters, Sizes sizes);

@@ -43,6 +43,8 @@ void copy_rows(void* context, int64_t begin, int64_t end) {
     char* const to = c.to + row * c.inner * bytes;
     if (c.inner_stride == 1) {
       std::memcpy(to, from, static_cast<size_t>(c.inner * bytes));
+    } else if (bytes == 1) {
+      copy_row<uint8_t>(from, c.inner_stride, c.inner, to);
     } else if (bytes == 8) {
       copy_row<uint64_t>(from, c.inner_stride, c.inner, to);
     } else if (bytes == 4) {

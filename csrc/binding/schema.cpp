@@ -1,7 +1,7 @@
 // Every operator schema. T steps, B rows, I features, H hidden units, P size of h (H, or
 // proj_size), D directions, N rows of a packed sequence; gate order i, f, g, o.
 //
-// Both operators are functional: they write only what they return, and no result shares memory with
+// All operators are functional: they write only what they return, and no result shares memory with
 // an argument or with another result. Packed input is x [N, I] with batch_sizes [T]; then y and the
 // gradients of x and y are [N, ...] too.
 #include "stable.h"
@@ -39,9 +39,38 @@ constexpr const char* kBackward =
     "Tensor dw_ih, Tensor dw_hh, Tensor db, Tensor dw_hr, "  // db is that of b_ih and of b_hh
     "Tensor dw_ih_reverse, Tensor dw_hh_reverse, Tensor db_reverse, Tensor dw_hr_reverse)";
 
+// The same with options that nn.LSTM lacks. Of both, w_hr and packed input are refused.
+constexpr const char* kMarkedForward =
+    "marked_forward("
+    "Tensor x, "       // [T, B, I]
+    "Tensor? marks, "  // [T, B] uint8: 1: the state is cleared before the step; 2: the row has
+                       // ended
+    "Tensor? h0, Tensor? c0, "
+    "Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor? w_hr, "
+    "Tensor? w_ih_reverse, Tensor? w_hh_reverse, "
+    "Tensor? b_ih_reverse, Tensor? b_hh_reverse, Tensor? w_hr_reverse, "
+    "bool cells, bool save_for_backward, bool tf32=False) -> ("
+    "Tensor y, Tensor h_n, Tensor c_n, "
+    "Tensor cells, "    // [T, B, D*H]: c after every step; [0] unless wanted
+    "Tensor reserve)";  // as above
+
+constexpr const char* kMarkedBackward =
+    "marked_backward("
+    "Tensor? grad_y, Tensor? grad_h_n, Tensor? grad_c_n, Tensor? grad_cells, "
+    "Tensor x, Tensor? marks, Tensor? h0, Tensor? c0, "
+    "Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor? w_hr, "
+    "Tensor? w_ih_reverse, Tensor? w_hh_reverse, "
+    "Tensor? b_ih_reverse, Tensor? b_hh_reverse, Tensor? w_hr_reverse, "
+    "Tensor y, Tensor reserve, int needs, bool tf32=False) -> ("
+    "Tensor dx, Tensor dh0, Tensor dc0, "
+    "Tensor dw_ih, Tensor dw_hh, Tensor db, Tensor dw_hr, "
+    "Tensor dw_ih_reverse, Tensor dw_hh_reverse, Tensor db_reverse, Tensor dw_hr_reverse)";
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY(fused_lstm, library) {
   library.def(kForward);
   library.def(kBackward);
+  library.def(kMarkedForward);
+  library.def(kMarkedBackward);
 }

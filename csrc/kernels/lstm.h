@@ -26,6 +26,10 @@ enum class Status : int32_t {
   kLaunchFailed = 4,       // CUDA or its BLAS refused; cuda::last_error() says why
 };
 
+// Bits of Problem::marks: what a row's step is besides an ordinary one.
+constexpr uint8_t kMarkReset = 1;  // h and c are cleared before the step, in each direction's order
+constexpr uint8_t kMarkEnded = 2;  // the row has no such step: its state stays, y and cells are 0
+
 // The weights of one direction, each contiguous, in the problem's dtype.
 struct Weights {
   const void* w_ih = nullptr;  // [4H, I]
@@ -43,10 +47,13 @@ struct Problem {
   // their gradients are then [N, features] with rows of step t after those of step t-1 and *_t
   // strides ignored. Null: padded input, B rows at every step.
   const int64_t* batch_sizes = nullptr;  // [T] or null
-  const void* x = nullptr;               // [T, B, I], unit stride over I
-  int64_t x_t = 0, x_b = 0;              // strides of x in elements
-  const void* h0 = nullptr;              // [D, B, P] contiguous, or null for zeros
-  const void* c0 = nullptr;              // [D, B, H] contiguous, or null for zeros
+  // [T, B] or null: a byte of the bits above for each row of each step. With bit kMarkEnded a row
+  // ends: all its later steps have it too. Not with batch_sizes, nor (kUnsupported) with w_hr.
+  const uint8_t* marks = nullptr;
+  const void* x = nullptr;   // [T, B, I], unit stride over I
+  int64_t x_t = 0, x_b = 0;  // strides of x in elements
+  const void* h0 = nullptr;  // [D, B, P] contiguous, or null for zeros
+  const void* c0 = nullptr;  // [D, B, H] contiguous, or null for zeros
   Weights weights[2];
 };
 
@@ -56,6 +63,7 @@ struct Outputs {
   int64_t y_t = 0, y_b = 0;
   void* h_n = nullptr;      // [D, B, P] contiguous
   void* c_n = nullptr;      // [D, B, H] contiguous
+  void* cells = nullptr;    // [T, B, D*H] contiguous: c after every step; or null. Not with w_hr
   void* reserve = nullptr;  // reserve_bytes() bytes, 64-byte aligned, for backward; null: inference
 };
 
@@ -67,11 +75,13 @@ struct Gradients {
   const void* reserve = nullptr;
   const void* dy = nullptr;  // [T, B, D*P], unit stride over features, or null
   int64_t dy_t = 0, dy_b = 0;
-  const void* dh_n = nullptr;  // [D, B, P] contiguous, or null
-  const void* dc_n = nullptr;  // [D, B, H] contiguous, or null
-  void* dx = nullptr;          // [T, B, I] (packed: [N, I]) contiguous, or null
-  void* dh0 = nullptr;         // [D, B, P] contiguous, or null
-  void* dc0 = nullptr;         // [D, B, H] contiguous, or null
+  const void* dh_n = nullptr;    // [D, B, P] contiguous, or null
+  const void* dc_n = nullptr;    // [D, B, H] contiguous, or null
+  const void* dcells = nullptr;  // [T, B, D*H], unit stride over features, or null
+  int64_t dcells_t = 0, dcells_b = 0;
+  void* dx = nullptr;   // [T, B, I] (packed: [N, I]) contiguous, or null
+  void* dh0 = nullptr;  // [D, B, P] contiguous, or null
+  void* dc0 = nullptr;  // [D, B, H] contiguous, or null
   struct {
     void* dw_ih = nullptr;  // [4H, I] or null
     void* dw_hh = nullptr;  // [4H, P] or null

@@ -37,6 +37,8 @@ constexpr Field kFields[] = {
     {"D", &Case::D, nullptr, 0, false},
     {"dtype", &Case::dtype, kDTypeNames, 4, false},
     {"packed", &Case::packed, nullptr, 0, false},
+    {"marks", &Case::marks, nullptr, 0, false},
+    {"cells", &Case::cells, nullptr, 0, false},
     {"h0", &Case::h0, nullptr, 0, false},
     {"c0", &Case::c0, nullptr, 0, false},
     {"b_ih", &Case::b_ih, nullptr, 0, false},
@@ -169,6 +171,37 @@ void* Data::make(int64_t count, double scale) {
   return data;
 }
 
+// A fifth of the steps reset their row, more often at the first; lengths from 0 to T.
+void Data::make_marks() {
+  const int64_t T = case_.T, B = case_.B;
+  marks_.assign(static_cast<size_t>(T * B), 0);
+  for (int64_t b = 0; b < B; ++b) {
+    const int64_t length = (case_.marks & 2) != 0 ? random_.below(T + 1) : T;
+    for (int64_t t = 0; t < T; ++t) {
+      uint8_t& mark = marks_[t * B + b];
+      const bool resets = random_.below(t == 0 ? 2 : 5) == 0;
+      if ((case_.marks & 1) != 0 && resets) mark |= fused_lstm::kMarkReset;
+      if (t >= length) mark |= fused_lstm::kMarkEnded;
+      if ((case_.marks & 4) != 0) mark = static_cast<uint8_t>(random_.below(256));
+    }
+  }
+  problem.marks = marks_.data();
+}
+
+// Rows that have ended hold NaN, for nobody may read them; not where rows share their memory.
+void Data::spoil_ended(int64_t layout, void* data, int64_t stride_t, int64_t stride_b,
+                       int64_t features) {
+  if (case_.packed || data == nullptr || layout == kSameForBatch || layout == kSameForTime) return;
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  for (int64_t t = 0; t < case_.T; ++t) {
+    for (int64_t b = 0; b < case_.B; ++b) {
+      for (int64_t k = 0; reference::ended(problem, t, b) && k < features; ++k) {
+        reference::store(problem.dtype, data, t * stride_t + b * stride_b + k, nan);
+      }
+    }
+  }
+}
+
 Data::Data(const Case& c) : case_(c), random_(static_cast<uint64_t>(c.seed)) {
   fused_lstm::Problem& p = problem;
   p.dtype = static_cast<DType>(c.dtype);
@@ -219,6 +252,20 @@ Data::Data(const Case& c) : case_(c), random_(static_cast<uint64_t>(c.seed)) {
   incoming.dy_b = dys.b;
   incoming.dh_n = dh_n;
   incoming.dc_n = dc_n;
+  if (c.cells != 0) {
+    const Strides s = strides_of(c, c.dy_layout, p.D * p.H, rows);
+    void* dcells = make(s.elements, 1.0);
+    incoming.dcells = dcells;
+    incoming.dcells_t = s.t;
+    incoming.dcells_b = s.b;
+  }
+  if (c.marks != 0) {
+    make_marks();
+    spoil_ended(c.x_layout, x, xs.t, xs.b, p.I);
+    spoil_ended(c.dy_layout, dy, dys.t, dys.b, p.D * p.P);
+    spoil_ended(c.dy_layout, const_cast<void*>(incoming.dcells), incoming.dcells_t,
+                incoming.dcells_b, p.D * p.H);
+  }
 
   if (c.special != kOrdinary) {
     struct Target {

@@ -130,6 +130,11 @@ Trace trace_direction(const Problem& p, const Direction& w, const Values& x, int
   for (int64_t step = 0; step < p.T; ++step) {
     const int64_t t = visited(p, d, step);
     for (int64_t b = 0; b < active_rows(p, t); ++b) {
+      if (ended(p, t, b)) continue;
+      if (resets(p, t, b)) {
+        std::fill_n(&trace.h_last[b * P], P, 0.0);
+        std::fill_n(&trace.c_last[b * H], H, 0.0);
+      }
       const int64_t n = offsets[t] + b;
       double* gates = &trace.gates[n * 4 * H];
       for (int64_t q = 0; q < P; ++q) {
@@ -212,6 +217,13 @@ double rounded(DType dtype, double value) {
 
 int64_t active_rows(const Problem& p, int64_t t) { return p.batch_sizes ? p.batch_sizes[t] : p.B; }
 
+bool ended(const Problem& p, int64_t t, int64_t b) {
+  return p.marks != nullptr && (p.marks[t * p.B + b] & fused_lstm::kMarkEnded) != 0;
+}
+bool resets(const Problem& p, int64_t t, int64_t b) {
+  return p.marks != nullptr && (p.marks[t * p.B + b] & fused_lstm::kMarkReset) != 0;
+}
+
 int64_t row_count(const Problem& p) {
   int64_t rows = 0;
   for (int64_t t = 0; t < p.T; ++t) rows += active_rows(p, t);
@@ -244,11 +256,15 @@ Forward forward(const Problem& p) {
   const Values x = read_rows(p, p.x, p.x_t, p.x_b, p.I);
   Forward result;
   result.y.resize(rows * p.D * p.P);
+  result.cells.resize(rows * p.D * p.H);
   for (int32_t d = 0; d < p.D; ++d) {
     const Trace trace = trace_direction(p, read_direction(p, d), x, d);
     for (int64_t n = 0; n < rows; ++n) {
       for (int64_t q = 0; q < p.P; ++q) {
         result.y[(n * p.D + d) * p.P + q] = trace.h[n * p.P + q];
+      }
+      for (int64_t j = 0; j < p.H; ++j) {
+        result.cells[(n * p.D + d) * p.H + j] = trace.c[n * p.H + j];
       }
     }
     result.h_n.insert(result.h_n.end(), trace.h_last.begin(), trace.h_last.end());
@@ -283,6 +299,7 @@ Backward backward(const Problem& p, const Gradients& incoming) {
   const int64_t rows = row_count(p), B = p.B, H = p.H, P = p.P, I = p.I, D = p.D;
   const Values x = read_rows(p, p.x, p.x_t, p.x_b, I);
   const Values dy = read_rows(p, incoming.dy, incoming.dy_t, incoming.dy_b, D * P);
+  const Values dcells = read_rows(p, incoming.dcells, incoming.dcells_t, incoming.dcells_b, D * H);
   const Values dh_n = read_all(p.dtype, incoming.dh_n, D * B * P);
   const Values dc_n = read_all(p.dtype, incoming.dc_n, D * B * H);
   const std::vector<int64_t> offsets = row_offsets(p);
@@ -304,6 +321,7 @@ Backward backward(const Problem& p, const Gradients& incoming) {
     for (int64_t step = p.T - 1; step >= 0; --step) {
       const int64_t t = visited(p, d, step);
       for (int64_t b = 0; b < active_rows(p, t); ++b) {
+        if (ended(p, t, b)) continue;
         const int64_t n = offsets[t] + b;
         const double* gates = &trace.gates[n * 4 * H];
         const int64_t hb = (d * B + b) * P, cb = (d * B + b) * H;  // where row b's h and c begin
@@ -321,12 +339,16 @@ Backward backward(const Problem& p, const Gradients& incoming) {
             dm += w.w_hr[q * H + j] * dh[q];
             dw.dw_hr.add(q * H + j, dh[q] * o * tanh_c);
           }
-          const double dcj = result.dc0.sum[cb + j] + dm * o * (1.0 - tanh_c * tanh_c);
+          const double from_cells = dcells[(n * D + d) * H + j];
+          const double from_h = dm * o * (1.0 - tanh_c * tanh_c);
+          const double dcj = result.dc0.sum[cb + j] + from_cells + from_h;
           dz[j] = dcj * g * i * (1.0 - i);
           dz[H + j] = dcj * trace.c_prev[n * H + j] * f * (1.0 - f);
           dz[2 * H + j] = dcj * i * (1.0 - g * g);
           dz[3 * H + j] = dm * tanh_c * o * (1.0 - o);
           result.dc0.sum[cb + j] = dcj * f;
+          double& squares = result.dc0.squares[cb + j];
+          squares = (squares + from_cells * from_cells + from_h * from_h) * f * f;
         }
         for (int64_t r = 0; r < 4 * H; ++r) {
           dw.db.add(r, dz[r]);
@@ -339,6 +361,11 @@ Backward backward(const Problem& p, const Gradients& incoming) {
             dw.dw_hh.add(r * P + q, dz[r] * trace.h_prev[n * P + q]);
           }
         }
+        if (!resets(p, t, b)) continue;  // what was before the step had no part in it
+        std::fill_n(&result.dh0.sum[hb], P, 0.0);
+        std::fill_n(&result.dh0.squares[hb], P, 0.0);
+        std::fill_n(&result.dc0.sum[cb], H, 0.0);
+        std::fill_n(&result.dc0.squares[cb], H, 0.0);
       }
     }
   }

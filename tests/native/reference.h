@@ -33,10 +33,15 @@ Values read_rows(const fused_lstm::Problem& problem, const void* data, int64_t s
                  int64_t stride_b, int64_t features);
 
 struct Forward {
-  Values y;    // [rows, D*P]
-  Values h_n;  // [D, B, P]
-  Values c_n;  // [D, B, H]
+  Values y;      // [rows, D*P]
+  Values h_n;    // [D, B, P]
+  Values c_n;    // [D, B, H]
+  Values cells;  // [rows, D*H]
 };
+
+// What the marks of row b say of step t; neither without marks.
+bool ended(const fused_lstm::Problem& problem, int64_t t, int64_t b);
+bool resets(const fused_lstm::Problem& problem, int64_t t, int64_t b);
 
 // h is rounded to the problem's dtype before the next step reads it, as it is in y.
 Forward forward(const fused_lstm::Problem& problem);
@@ -71,7 +76,7 @@ struct Backward {
   const Gradient& operator[](int k) const;
 };
 
-// Reads dy, dh_n and dc_n of incoming (null: zeros) and computes every gradient.
+// Reads dy, dh_n, dc_n and dcells of incoming (null: zeros) and computes every gradient.
 Backward backward(const fused_lstm::Problem& problem, const fused_lstm::Gradients& incoming);
 
 }  // namespace reference

@@ -53,6 +53,7 @@ ForwardRun run_forward(const Case& c, const Data& data, bool training, unsigned 
   run.y = make(c, run.y_strides.elements);
   run.h_n = make(c, p.D * p.B * p.P);
   run.c_n = make(c, p.D * p.B * p.H);
+  if (c.cells != 0) run.cells = make(c, data.rows * p.D * p.H);
   if (training) run.reserve = make_scratch(c, kernels::reserve_bytes(c, p), poison);
   fused_lstm::Outputs outputs;
   outputs.y = run.y->data();
@@ -60,6 +61,7 @@ ForwardRun run_forward(const Case& c, const Data& data, bool training, unsigned 
   outputs.y_b = run.y_strides.b;
   outputs.h_n = run.h_n->data();
   outputs.c_n = run.c_n->data();
+  outputs.cells = run.cells ? run.cells->data() : nullptr;
   outputs.reserve = training ? run.reserve->data() : nullptr;
   const size_t bytes = kernels::forward_workspace_bytes(c, p, training);
   const auto workspace = make_scratch(c, bytes, poison);
@@ -71,6 +73,7 @@ ForwardRun run_forward(const Case& c, const Data& data, bool training, unsigned 
   if (!run.y->intact()) run.complaint += " wrote outside y;";
   if (!run.h_n->intact()) run.complaint += " wrote outside h_n;";
   if (!run.c_n->intact()) run.complaint += " wrote outside c_n;";
+  if (run.cells && !run.cells->intact()) run.complaint += " wrote outside cells;";
   if (!gaps_intact(p, *run.y, run.y_strides)) run.complaint += " wrote between the rows of y;";
   if (!data.inputs_unchanged()) run.complaint += " changed an input;";
   return run;

@@ -31,6 +31,7 @@ struct ForwardRun {
   fused_lstm::Status status = fused_lstm::Status::kOk;
   std::string complaint;                          // empty: nothing was touched that should not be
   std::unique_ptr<Guarded> y, h_n, c_n, reserve;  // reserve: training only
+  std::unique_ptr<Guarded> cells;                 // where the case asks for them
   Strides y_strides;
   bool shared = false;  // the kernel handed out more than one task
 };

@@ -23,7 +23,8 @@ class Backward {
         state_columns_(problem.P, plan.split == Split::kUnits ? plan.threads / problem.D : 1),
         input_columns_(problem.I, 1),
         projection_(problem, gradients, plan_),
-        matrix_(problem, gradients, plan_) {
+        matrix_(problem, gradients, plan_),
+        marks_(problem, gradients) {
     Carver carver(workspace);
     offsets_ = carver.take<int64_t>(q_.batch_sizes ? q_.T + 1 : 0);
     barriers_ = carver.take<Barrier>(q_.D);
@@ -59,6 +60,7 @@ class Backward {
     }
     projection_.carve(carver, chunk_rows_);
     matrix_.carve(carver, state_columns_.blocks, input_columns_.blocks);
+    marks_.carve(carver);
     for (int32_t i = 0; i < plan.threads && i < kMaxParts; ++i) {
       // The matrix unit writes whole tiles, two at a time.
       parts_[i].sums = carver.take<E>(ceil_div(max64(q_.B, kInputRows), 32) * 32 * 4 * W);
@@ -340,9 +342,15 @@ class Backward {
       for (int64_t block = q0; block < q1; ++block) {
         state_product(d, later, b0, min64(b1, later_rows) - b0, block, part.sums);
         const int64_t v0 = state_columns_.first(block), v1 = state_columns_.first(block + 1);
+        if (marks_.on()) marks_.hand_back(d, s, v0, v1, b0, b1, part.sums);
         for (int64_t p = v0; p < v1; ++p) {
-          pointwise<false>(d, s, chunk, p, b0, b1, part.sums + (p - v0) * W, (v1 - v0) * W,
-                           part.db + (d * panels_ + p) * G);
+          const E* sums = part.sums + (p - v0) * W;
+          E* db = part.db + (d * panels_ + p) * G;
+          if (marks_.on()) {
+            pointwise_marked(d, s, chunk, p, b0, b1, sums, (v1 - v0) * W, db);
+          } else {
+            pointwise<false>(d, s, chunk, p, b0, b1, sums, (v1 - v0) * W, db);
+          }
         }
         leave(d, s, block, b0, b1, part.sums);
       }
@@ -354,6 +362,12 @@ class Backward {
     const int64_t rows = min64(b1, rows_of(d, 0));
     for (int64_t block = q0; block < q1; ++block) {
       if (g_.dh0) state_product(d, start, b0, rows - b0, block, part.sums);
+      if (marks_.marks().on()) {
+        const int64_t v0 = state_columns_.first(block), v1 = state_columns_.first(block + 1);
+        if (g_.dh0) marks_.hand_back(d, -1, v0, v1, b0, b1, part.sums);
+        write_dc0(d, v0, v1, b0, rows);
+        continue;
+      }
       write_initial(d, block, b0, b0, rows, part.sums);
     }
   }
@@ -439,19 +453,20 @@ class Backward {
 
   // dgates of processing step s, panel p (units p*W..), rows [b0, b1); sums holds the part of dh
   // that comes from the later step, row b at sums + (b - b0) * sums_row. Projected: all of dm, in
-  // dh's place; m is left for dW_hr.
+  // dh's place; m is left for dW_hr. c_previous: c before the step, [B][W], where it is not simply
+  // what the step before left.
   template <bool kProjected>
   void pointwise(int32_t d, int64_t s, int64_t chunk, int64_t p, int64_t b0, int64_t b1,
-                 const E* sums, int64_t sums_row, E* db) const {
+                 const E* sums, int64_t sums_row, E* db, const E* c_previous = nullptr) const {
     const Side& side = sides_[d];
     const int64_t t = time_of(d, s);
     const int64_t rows = min64(b1, steps_.rows(t));
     const int64_t later_rows = kProjected ? rows : rows_of(d, s + 1);
-    const int64_t before_rows = rows_of(d, s - 1);
+    const int64_t before_rows = c_previous ? rows : rows_of(d, s - 1);
     const int units = static_cast<int>(min64(W, q_.H - p * W));
     const S* gates = side.reserve.gates_at(steps_, t, p);
     const E* c = side.reserve.cells_at(steps_, t, p);
-    const E* c_before = s > 0 ? side.reserve.cells_at(steps_, time_of(d, s - 1), p) : nullptr;
+    const E* c_before = c_previous ? c_previous : cells_before(d, s, p);
     const E* c0 = side.c0 + p * q_.B * W;
     E* dc = side.dc + p * q_.B * W;
     E* dz = plan_.matrix ? nullptr : dz_at(d, chunk, t) + p * panel_stride_;
@@ -510,6 +525,30 @@ class Backward {
     grad.g.store(out + 2 * W);
     grad.o.store(out + 3 * W);
   }
+  const E* cells_before(int32_t d, int64_t s, int64_t p) const {
+    return s > 0 ? sides_[d].reserve.cells_at(steps_, time_of(d, s - 1), p) : nullptr;
+  }
+  // The same where rows may be reset or have ended, or c of every step has a gradient.
+  void pointwise_marked(int32_t d, int64_t s, int64_t chunk, int64_t p, int64_t b0, int64_t b1,
+                        const E* sums, int64_t sums_row, E* db) const {
+    const Marks& marks = marks_.marks();
+    const int64_t panel = p * q_.B * W;
+    E* dc = sides_[d].dc + panel;
+    marks_.add_dcells(d, s, p, b0, b1, dc);
+    if (!marks.on() || marks.ordinary(d, s, b0, b1)) {
+      return pointwise<false>(d, s, chunk, p, b0, b1, sums, sums_row, db);
+    }
+    const E* c = marks_.cells_before(d, s, p, b0, b1, cells_before(d, s, p), sides_[d].c0 + panel);
+    for (int64_t begin = b0, end; begin < b1; begin = end) {  // rows side by side that all run
+      for (end = begin; end < b1 && !marks.ended(d, s, end);) ++end;
+      if (begin < end) {
+        pointwise<false>(d, s, chunk, p, begin, end, sums + (begin - b0) * sums_row, sums_row, db,
+                         c);
+      }
+      while (end < b1 && marks.ended(d, s, end)) ++end;
+    }
+    marks_.clear(d, s, b0, b1, dc, dz_at(d, chunk, time_of(d, s)) + p * panel_stride_);
+  }
   static FL_INLINE Vec<E> load_units(const S* p, int units) {
     return units == W ? load_as(Tag<E>{}, p) : load_as(Tag<E>{}, p, units);
   }
@@ -563,10 +602,18 @@ class Backward {
     }
   }
 
+  // x of row b of time step t; null where the row has ended.
+  const S* x_row(const Sequence<const S>& x, int64_t t, int64_t b) const {
+    if (marks_.marks().on() && marks_.marks().ended(0, t, b)) return nullptr;
+    return x.step(steps_, t) + b * x.stride_b;
+  }
   // h_{t-1} of row b of time step t, as stored; null for a zero initial state.
   const S* h_before(int32_t d, int64_t t, int64_t b) const {
     const int64_t s = time_of(d, t);  // its own inverse
-    if (b < rows_of(d, s - 1)) {
+    const Marks& marks = marks_.marks();
+    const Marks::From from = marks.on() ? marks.from(d, s, b) : Marks::From::kStepBefore;
+    if (from == Marks::From::kZeros || from == Marks::From::kNoStep) return nullptr;
+    if (b < rows_of(d, s - 1) && from == Marks::From::kStepBefore) {
       const Sequence<const S> y(static_cast<const S*>(g_.y) + d * q_.P, g_.y_t, g_.y_b, steps_);
       return y.step(steps_, time_of(d, s - 1)) + b * y.stride_b;
     }
@@ -640,7 +687,7 @@ class Backward {
     for (int64_t b = 0; b < steps_.rows(t); ++b) {
       E* dst = side.z + (row0 + b) * kTile;
       const int64_t tile = chunk_rows_ * kTile;
-      const S* source[2] = {x.step(steps_, t) + b * x.stride_b, h_before(d, t, b)};
+      const S* source[2] = {x_row(x, t, b), h_before(d, t, b)};
       int lane = 0;
       for (int part = 0; part < 2; ++part) {
         if (part == 0 ? side.dw_ih == nullptr : side.dw_hh == nullptr) continue;
@@ -692,7 +739,7 @@ class Backward {
       for (int64_t b = 0; b < steps_.rows(t); ++b) {
         const E* dz = dz_at(d, begin, t) + b * G;
         const bool first = fresh && t == begin && b == 0;
-        outer(dz, x.step(steps_, t) + b * x.stride_b, q_.I, first, side.dw_ih);
+        outer(dz, x_row(x, t, b), q_.I, first, side.dw_ih);
         outer(dz, h_before(d, t, b), q_.P, first, side.dw_hh);
       }
     }
@@ -809,6 +856,7 @@ class Backward {
   const Columns state_columns_, input_columns_;
   BackwardProjection<S, E> projection_;
   MatrixBackward<S> matrix_;
+  BackwardMarks<S, E> marks_;
   Steps steps_{0, 0, nullptr, nullptr};
   int64_t* offsets_ = nullptr;
   Barrier* barriers_ = nullptr;

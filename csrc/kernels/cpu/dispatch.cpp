@@ -171,6 +171,10 @@ Status check(const Problem& q) {
     if (q.weights[d].w_ih == nullptr || q.weights[d].w_hh == nullptr) return Status::kBadArgument;
     if ((q.weights[d].w_hr != nullptr) != projects(q)) return Status::kBadArgument;
   }
+  if (q.marks != nullptr) {
+    if (q.batch_sizes != nullptr) return Status::kBadArgument;
+    if (projects(q)) return Status::kUnsupported;
+  }
   if (q.batch_sizes != nullptr) {
     int64_t before = q.B;
     for (int64_t t = 0; t < q.T; ++t) {
@@ -239,6 +243,10 @@ Status forward(const Problem& problem, const Outputs& outputs, void* workspace,
       workspace == nullptr) {
     return Status::kBadArgument;
   }
+  if (outputs.cells != nullptr) {
+    if (problem.batch_sizes != nullptr) return Status::kBadArgument;
+    if (projects(problem)) return Status::kUnsupported;
+  }
   const Plan plan = plan_forward(problem, outputs.reserve != nullptr, usable(parallel.threads),
                                  facts_of(problem.dtype));
   if (kernels(problem.dtype).forward_workspace(problem, outputs, plan) > workspace_bytes) {
@@ -254,6 +262,10 @@ Status backward(const Problem& problem, const Gradients& gradients, void* worksp
   if (status != Status::kOk) return status;
   if (gradients.y == nullptr || gradients.reserve == nullptr || workspace == nullptr) {
     return Status::kBadArgument;
+  }
+  if (gradients.dcells != nullptr) {
+    if (problem.batch_sizes != nullptr) return Status::kBadArgument;
+    if (projects(problem)) return Status::kUnsupported;
   }
   const Plan plan = plan_backward(problem, usable(parallel.threads), facts_of(problem.dtype));
   if (kernels(problem.dtype).backward_workspace(problem, gradients, plan) > workspace_bytes) {

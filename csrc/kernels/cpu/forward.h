@@ -21,7 +21,8 @@ class Forward {
         K_(x_rows_ + panel_rows<S, E>(problem.P)),
         chunk_rows_(min64(plan.chunk_steps, problem.T) * problem.B),
         projection_(problem, plan_),
-        matrix_(problem, plan_) {
+        matrix_(problem, plan_),
+        marks_(problem, outputs, plan_) {
     Carver carver(workspace);
     offsets_ = carver.take<int64_t>(q_.batch_sizes ? q_.T + 1 : 0);
     zeros_ = carver.take<A>(q_.P);
@@ -44,6 +45,7 @@ class Forward {
     }
     projection_.carve(carver);
     matrix_.carve(carver, chunk_rows_);
+    marks_.carve(carver);
     const int64_t part_rows = projection_.on() && !plan.dot ? q_.B : 0;
     for (int32_t i = 0; i < plan.threads && i < kMaxParts; ++i) {
       E* part = carver.take<E>(part_rows * G);
@@ -526,7 +528,10 @@ class Forward {
     const bool prefetch = (p1 - p0) * K_ * G * static_cast<int64_t>(sizeof(E)) > plan_.near_bytes;
     for (int64_t s = work.first; s < work.last; ++s) {
       Segment segments[2];
-      const int count = segments_of(d, s, b0, b1, segments);
+      int count = segments_of(d, s, b0, b1, segments);
+      if (marks_.on() && count > 0) {
+        count = marks_.enter(d, s, p0, p1, index, initial_h(d), segments[0]);
+      }
       Context at = context_of(d, s, chunk);
       const bool backwards = s & 1;  // zigzag: what the last step left in cache is used first
       for (int64_t i = p0; i < p1; ++i) {
@@ -552,8 +557,19 @@ class Forward {
         project_h(d, s, b0, b1, split(columns, index, parties), split(columns, index + 1, parties),
                   parts_[work.task]);
       }
+      if (marks_.on()) leave_marked(d, s, work);
       if (barrier) barrier->wait(parties);
     }
+  }
+
+  void leave_marked(int32_t d, int64_t s, const Work& work) const {
+    const Side& side = sides_[d];
+    const int64_t t = time_of(d, s);
+    const bool training = out_.reserve != nullptr;
+    const Sequence<S> y = y_sequence(d);
+    marks_.leave(d, s, work.b0, work.b1, work.p0, work.p1, y.step(steps_, t), y.stride_b,
+                 training ? side.reserve.cells_at(steps_, t, 0) : side.c,
+                 training ? side.reserve.gates_at(steps_, t, 0) : nullptr);
   }
 
   // Tasks that split rows begin at whole tiles.
@@ -644,6 +660,7 @@ class Forward {
           }
         }
       }
+      if (marks_.on()) leave_marked(d, s, work);  // cells; with marks there is another plan
       if (barrier != nullptr) barrier->wait(parties);
     }
   }
@@ -687,6 +704,15 @@ class Forward {
     }
   }
 
+  const A* initial_h(int32_t d) const {  // [B][P], or null for zeros
+    if (q_.h0 == nullptr) return nullptr;
+    if constexpr (kConverts) {
+      return sides_[d].h0;
+    } else {
+      return static_cast<const A*>(q_.h0) + d * q_.B * q_.P;
+    }
+  }
+
   // Where h and c of the step before processing step s lie, for rows [b0, b1): first the rows that
   // had such a step, then those that start here.
   int segments_of(int32_t d, int64_t s, int64_t b0, int64_t b1, Segment* segments) const {
@@ -718,11 +744,7 @@ class Forward {
       Segment segment{begin, end, zeros_, 0, side.c, q_.B * W};
       if (q_.h0) {
         segment.h_row = q_.P;
-        if constexpr (kConverts) {
-          segment.h = side.h0;
-        } else {
-          segment.h = static_cast<const A*>(q_.h0) + d * q_.B * q_.P;
-        }
+        segment.h = initial_h(d);
       }
       segments[count++] = segment;
     }
@@ -731,6 +753,7 @@ class Forward {
 
   // Copies the last state of every row to h_n and c_n.
   void finish() {
+    if (marks_.writes_last_states()) return marks_.finish();
     const bool training = out_.reserve != nullptr;
     for (int32_t d = 0; d < q_.D; ++d) {
       const Side& side = sides_[d];
@@ -762,6 +785,7 @@ class Forward {
   const int64_t panels_, x_rows_, K_, chunk_rows_;
   ForwardProjection<S, E> projection_;
   MatrixForward<S> matrix_;
+  ForwardMarks<S, E> marks_;
   Steps steps_{0, 0, nullptr, nullptr};
   int64_t* offsets_ = nullptr;
   A* zeros_ = nullptr;

@@ -25,6 +25,7 @@ struct Tag {};
 #include "pack.h"
 #include "sequence.h"
 #include "projection.h"
+#include "marks.h"
 #include "matrix.h"
 #include "matrix_forward.h"
 #include "matrix_backward.h"

@@ -16,6 +16,12 @@ constexpr int64_t kForwardNearRows = 384;  // where W_ih stays in L2, and projec
 constexpr int64_t kBackwardChunkRows = 512;
 constexpr int64_t kMatrixRows = 2;  // a tile has 16, and is worth it with few of them in use
 
+// Rows that are reset or have ended move between steps, and a projection stands between two:
+// neither is there for tiles yet.
+bool suits_matrix(const Problem& problem) {
+  return problem.B >= kMatrixRows && !projects(problem) && problem.marks == nullptr;
+}
+
 void plan_threads(const Problem& problem, int64_t step_work, int64_t weight_bytes, int32_t threads,
                   const Facts& facts, Plan& plan) {
   const int64_t rows = total_rows(problem);
@@ -62,7 +68,7 @@ Plan plan_forward(const Problem& problem, bool training, int32_t threads, const 
   // they lie even then: a packed panel is of computed elements, twice the bytes.
   const bool converts = facts.storage_bytes < facts.operand_bytes;
   plan.dot = rows <= 4 || (problem.B == 1 && (problem.T < 12 || converts));
-  plan.matrix = facts.matrix && !plan.dot && problem.B >= kMatrixRows && !projects(problem);
+  plan.matrix = facts.matrix && !plan.dot && suits_matrix(problem);
   if (rows <= 4) {
     plan.fused = true;
   } else if (problem.B < 6) {
@@ -95,7 +101,7 @@ Plan plan_backward(const Problem& problem, int32_t threads, const Facts& facts) 
   Plan plan;
   const int64_t rows = total_rows(problem);
   plan.dot = rows <= (facts.storage_bytes < facts.compute_bytes ? 1 : 4);
-  plan.matrix = facts.matrix && !plan.dot && problem.B >= kMatrixRows && !projects(problem);
+  plan.matrix = facts.matrix && !plan.dot && suits_matrix(problem);
   // In one chunk dW needs no sums of its own, only a panel at a time (backward.h): less memory, as
   // long as the chunk has fewer rows than dW.
   const bool one_chunk = rows <= max_of(kBackwardChunkRows, problem.I + problem.P);

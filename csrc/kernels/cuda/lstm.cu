@@ -26,6 +26,7 @@ Status check_sizes(const Problem& p) {
   if (p.T < 1 || p.B < 1 || p.I < 1 || p.H < 1 || p.P < 1 || p.D < 1 || p.D > 2) {
     return Status::kBadArgument;
   }
+  if (p.marks != nullptr) return Status::kUnsupported;
   if (p.batch_sizes == nullptr) return Status::kOk;
   int64_t before = p.B;
   for (int64_t t = 0; t < p.T; ++t) {
@@ -66,6 +67,7 @@ Status forward(const Problem& problem, const Outputs& outputs, void* workspace,
   const bool training = outputs.reserve != nullptr;
   const Status status = check(problem, training, launch);
   if (status != Status::kOk) return status;
+  if (outputs.cells) return Status::kUnsupported;
   if (!outputs.y || !outputs.h_n || !outputs.c_n || !workspace) return Status::kBadArgument;
   if (forward_workspace_bytes(problem, training, launch) > workspace_bytes) {
     return Status::kWorkspaceTooSmall;
@@ -80,6 +82,7 @@ Status backward(const Problem& problem, const Gradients& gradients, void* worksp
                 size_t workspace_bytes, const Launch& launch) {
   const Status status = check(problem, true, launch);
   if (status != Status::kOk) return status;
+  if (gradients.dcells) return Status::kUnsupported;
   if (!gradients.y || !gradients.reserve || !workspace) return Status::kBadArgument;
   if (backward_workspace_bytes(problem, gradients, launch) > workspace_bytes) {
     return Status::kWorkspaceTooSmall;

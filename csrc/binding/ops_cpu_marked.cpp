@@ -1,0 +1,85 @@
+// The CPU operators with resets, ended rows and the cell states of every step: as those in
+// ops_cpu.cpp, and apart from them so that a call without these options pays nothing for them.
+#include "call.h"
+#include "place_cpu.h"
+#include "runtime.h"
+#include "scratch.h"
+
+namespace fused_lstm {
+namespace {
+
+constexpr uintptr_t kAlignment = 64;  // of the reserve
+
+void refuse_projection(const OptionalTensor& w_hr) {
+  if (w_hr) reject("w_hr", "None with marks or cells", "a tensor");
+}
+
+MarkedResult marked_forward(const Tensor& x, const OptionalTensor& marks, const OptionalTensor& h0,
+                            const OptionalTensor& c0, const Tensor& w_ih, const Tensor& w_hh,
+                            const OptionalTensor& b_ih, const OptionalTensor& b_hh,
+                            const OptionalTensor& w_hr, const OptionalTensor& w_ih_reverse,
+                            const OptionalTensor& w_hh_reverse, const OptionalTensor& b_ih_reverse,
+                            const OptionalTensor& b_hh_reverse, const OptionalTensor& w_hr_reverse,
+                            bool wants_cells, bool save_for_backward, bool /*tf32*/) {
+  refuse_projection(w_hr);
+  const CpuPlace place;
+  Call call(place, x, std::nullopt, h0, c0, direction0(w_ih, w_hh, b_ih, b_hh, w_hr),
+            direction1(w_ih_reverse, w_hh_reverse, b_ih_reverse, b_hh_reverse, w_hr_reverse));
+  call.set_marks(marks);
+  const Problem& p = call.problem();
+  const bool saves = save_for_backward && p.B > 0;
+  Tensor reserve =
+      saves ? place.empty_scratch(cpu::reserve_bytes(p)) : place.empty({0}, torch_uint8());
+  Outputs out;
+  if (saves) out.reserve = write_data(reserve);
+  Tensor cells = call.new_cells(wants_cells, &out);
+  auto [y, h_n, c_n, kept] = call.new_outputs(std::move(reserve), &out);
+  if (p.B > 0) {
+    const Parallel parallel = runtime::parallel();
+    const size_t bytes = cpu::forward_workspace_bytes(p, saves, parallel.threads);
+    const scratch::Buffer workspace(bytes);
+    const Status status = cpu::forward(p, out, workspace.data(), bytes, parallel);
+    runtime::check_parallel();
+    check_status(status, "marked_forward", "");
+  }
+  return {std::move(y), std::move(h_n), std::move(c_n), std::move(cells), std::move(kept)};
+}
+
+BackwardResult marked_backward(
+    const OptionalTensor& grad_y, const OptionalTensor& grad_h_n, const OptionalTensor& grad_c_n,
+    const OptionalTensor& grad_cells, const Tensor& x, const OptionalTensor& marks,
+    const OptionalTensor& h0, const OptionalTensor& c0, const Tensor& w_ih, const Tensor& w_hh,
+    const OptionalTensor& b_ih, const OptionalTensor& b_hh, const OptionalTensor& w_hr,
+    const OptionalTensor& w_ih_reverse, const OptionalTensor& w_hh_reverse,
+    const OptionalTensor& b_ih_reverse, const OptionalTensor& b_hh_reverse,
+    const OptionalTensor& w_hr_reverse, const Tensor& y, const Tensor& reserve, int64_t needs,
+    bool /*tf32*/) {
+  refuse_projection(w_hr);
+  const CpuPlace place;
+  Call call(place, x, std::nullopt, h0, c0, direction0(w_ih, w_hh, b_ih, b_hh, w_hr),
+            direction1(w_ih_reverse, w_hh_reverse, b_ih_reverse, b_hh_reverse, w_hr_reverse));
+  call.set_marks(marks);
+  const Problem& p = call.problem();
+  Gradients g;
+  call.read_gradients(y, grad_y, grad_h_n, grad_c_n, &g);
+  call.read_cells_gradient(grad_cells, &g);
+  BackwardResult results = call.new_gradients(needs, &g);
+  if (p.B > 0) {
+    g.reserve = call.aligned_reserve(reserve, cpu::reserve_bytes(p), kAlignment);
+    const Parallel parallel = runtime::parallel();
+    const size_t bytes = cpu::backward_workspace_bytes(p, g, parallel.threads);
+    const scratch::Buffer workspace(bytes);
+    const Status status = cpu::backward(p, g, workspace.data(), bytes, parallel);
+    runtime::check_parallel();
+    check_status(status, "marked_backward", "");
+  }
+  return results;
+}
+
+}  // namespace
+}  // namespace fused_lstm
+
+STABLE_TORCH_LIBRARY_IMPL(fused_lstm, CPU, library) {
+  library.impl("marked_forward", TORCH_BOX(&fused_lstm::marked_forward));
+  library.impl("marked_backward", TORCH_BOX(&fused_lstm::marked_backward));
+}
