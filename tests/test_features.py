@@ -58,5 +58,5 @@ def test_a_wrong_value_is_a_no(monkeypatch: pytest.MonkeyPatch) -> None:
             return y + 1e-3 * torch.rand_like(y), state
 
     wrong = features.Implementation("wrong", "", "", Wrong)
-    for name in ("state_dict", "unbatched", "copies", "data_edits", "checkpointing"):
+    for name in ("state_dict", "unbatched", "data_edits", "checkpointing"):
         assert "differs by" in features.attempt(wrong, name)["seen"], name
