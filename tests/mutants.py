@@ -37,6 +37,8 @@ NODES, CELL = f"{ONNX} -k test_export -m compile", f"{ONNX} -k a_cell_and -m com
 OLD_EXPORTER = f"{ONNX} -k old_exporter -m compile"
 PAIR = f"{DISTRIBUTED} -k two_processes"
 RECIPE = f"{RECIPES} -m compile"
+CONVERT, FUNC, OPCHECK = "tests/test_convert.py", "tests/test_func.py", "tests/test_opcheck.py"
+STAYS = f"{CONVERT} -k stay"
 
 MUTANTS = [
     Mutant("a graph break", "dispatch", "transformed = _transforms()\n    if not",
@@ -128,15 +130,70 @@ MUTANTS = [
            "    if x.is_cpu:\n        if x.dtype not in _KERNEL_DTYPES:",
            "    if torch.distributed.is_initialized():\n        return True\n"
            "    if x.is_cpu:\n        if x.dtype not in _KERNEL_DTYPES:", PAIR),
-    Mutant("two processes: old weights under FSDP2", "modules",
+    Mutant("two processes: the weights of the first call, under FSDP2", "modules",
            "return [parameters[name] for name in self._flat_weights_names]  # type: ignore[misc]",
-           "return self._flat_weights", PAIR),
+           'return self.__dict__.setdefault("kept", [parameters[n].detach().clone() '
+           "for n in self._flat_weights_names])", PAIR),
     Mutant("checkpoint: h_n without a gradient", "function",
            "ctx.mark_non_differentiable(reserve)",
            "ctx.mark_non_differentiable(reserve, output[1])",
            f"{DISTRIBUTED} -k checkpoint"),
     Mutant("checkpoint: no second derivative", "function",
            "whole = torch.is_grad_enabled() or", "whole = False and", f"{DISTRIBUTED} -k double"),
+    Mutant("convert: silent about what stays", "convert", "elif kept_lines:", "elif False:", STAYS),
+    Mutant("convert: a half converted model after an error", "convert",
+           'object.__setattr__(module, "__class__", before)', "pass", f"{CONVERT} -k midway"),
+    Mutant("convert: nn.LSTM's references not renewed", "convert", "module._init_flat_weights()  #",
+           "pass  #", f"{CONVERT} -k reverted_lists"),
+    Mutant("convert: quantised modules too", "convert",
+           'cls.__module__.startswith("torch.ao.")', "False", STAYS),
+    Mutant("convert: what has no weights yet", "convert", "if any(map(is_lazy,",
+           "if False and any(map(is_lazy,", STAYS),
+    Mutant("convert: what fully_shard wraps", "convert", '.__name__ == "FSDPModule"', " is None",
+           f"{CONVERT} -k distributed"),
+    Mutant("convert: a forward that computes by itself", "convert",
+           'return code is not None and {"super", "forward"} <= set(code.co_names)', "return True",
+           STAYS),
+    Mutant("convert: an override passed over", "convert",
+           "(torch_class is nn.LSTM and name in _USED_BY_TORCH)", "False", STAYS),
+    Mutant("convert: parametrizations not taken along", "convert",
+           "if not (parametrize.is_parametrized(module) and", "if not (False and",
+           f"{CONVERT} -k parametri"),
+    Mutant("convert: subclasses cannot be pickled", "convert",
+           "            __reduce_ex__=_reduce_ex,\n", "", f"{CONVERT} -k copied"),
+    Mutant("convert: scripted modules not named", "convert",
+           'if module.original_name in ("LSTM", "LSTMCell"):', "if False:", STAYS),
+    Mutant("convert: its own hooks lost", "convert",
+           'object.__setattr__(module, "__class__", after)  #',
+           'module._forward_hooks.clear(); object.__setattr__(module, "__class__", after)  #',
+           f"{CONVERT} -k hooks"),
+    Mutant("vmap: packed rows of one call only", "batching", "else inputs[1] * N", "else inputs[1]",
+           FUNC),
+    Mutant("vmap: rows of the calls mixed", "batching",
+           "return t.reshape(-1, N, t.shape[-1]).transpose(0, 1)",
+           "return t.reshape(N, -1, t.shape[-1])", FUNC),
+    Mutant("vmap: h after each step", "batching", "[y[1:], first] if d else [first, y[:-1]]",
+           "[first, y[:-1]] if d else [y[1:], first]", FUNC),
+    Mutant("vmap: gradients of a bias averaged", "batching", "rows.sum(0) if", "rows.mean(0) if",
+           FUNC),
+    Mutant("vmap: the reserve of other rows", "batching",
+           "if any(d is not None for d in dims[3:7]):", "if True:", FUNC),
+    Mutant("forward mode: by the kernels, which have none", "dispatch",
+           "if forward_ad._current_level >= 0:", "if False:",
+           "tests/test_transforms.py -k forward_mode"),
+    Mutant("fake c_n as wide as h_n", "ops",
+           "x.new_empty((directions, batch, hidden)),\n        x.new_empty((nbytes,)",
+           "x.new_empty((directions, batch, p)),\n        x.new_empty((nbytes,)", OPCHECK),
+    Mutant("fake gradient of W_hr lies down", "ops", "(4 * hidden,), (p, hidden)]",
+           "(4 * hidden,), (hidden, p)]", OPCHECK),
+    Mutant("autocast: c_n rounded", "dispatch", "result_dtypes = (low, low, torch.float32)",
+           "result_dtypes = (low, low, low)", "tests/test_autocast.py -k padded"),
+    Mutant("autocast: float64 mixes", "dispatch",
+           "if any(t.dtype is torch.float64 for t in everything):", "if False:",
+           "tests/test_autocast.py -k float64"),
+    Mutant("autocast on a GPU: float64 lowered", "dispatch",
+           "return t if t.dtype is torch.float64 else t.to(low)", "return t.to(low)",
+           f"{CUDA} -k autocast"),
 ]  # fmt: skip
 
 CONTROLS = [
@@ -173,11 +230,13 @@ def try_mutant(mutant: Mutant, folder: Path) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", default="", help="those whose name or test contains this")
+    parser.add_argument(
+        "--only", nargs="*", default=[""], help="name or test contains one of these"
+    )
     parser.add_argument("--no-controls", action="store_true", help="where the tests just passed")
     options = parser.parse_args()
     chosen = MUTANTS if options.no_controls else CONTROLS + MUTANTS
-    chosen = [m for m in chosen if options.only in m.name or options.only in m.test]
+    chosen = [m for m in chosen if any(word in f"{m.name} {m.test}" for word in options.only)]
     survivors = 0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -69,12 +69,12 @@ class FlashLayer(nn.Module):
 
 
 def torchs() -> Implementation:
-    return Implementation("`nn.LSTM`", f"torch {torch.__version__}", "on the CPU", nn.LSTM)
+    return Implementation("nn.LSTM", f"torch {torch.__version__}", "on the CPU", nn.LSTM)
 
 
 def ours() -> Implementation:
     return Implementation(
-        "`fused_lstm.LSTM`", fused_lstm.__version__, "on the CPU", fused_lstm.LSTM
+        "fused_lstm", fused_lstm.__version__, "on the CPU", fused_lstm.LSTM
     )
 
 
@@ -88,7 +88,7 @@ def flashrnn() -> Implementation:
 
     version = importlib.metadata.version("flashrnn")
     ran = "its function `vanilla`, the one for the CPU, behind a product of the input"
-    return Implementation("FlashRNN, `vanilla`", version, ran, FlashLayer)
+    return Implementation("FlashRNN, vanilla", version, ran, FlashLayer)
 
 
 def haste(sdist: Path, folder: Path) -> Implementation:
