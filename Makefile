@@ -10,7 +10,7 @@
 # make sanitize the native tests under ASan + UBSan and TSan    make wheel    dist/*.whl
 # make test-aarch64   the native tests as NEON, cross-compiled and run on qemu-user
 # make wheel-matrix   one wheel per Python beside many torches: docs/wheel-matrix.md  (10 GB, once)
-#                     ARGS="--python python3.11 python3.13 --torch 2.11.0 newest"
+#                     ARGS="--python python3.11 python3.13 --torch 2.11.0 newest --add --discard"
 # make cuda-build  compile, link and import the CUDA kernels under a torch with CUDA (5.5 GB, in an
 #               environment of its own), run a part of the CPU tests there, report registers and
 #               spills; no GPU needed       ARCHS=all  or  ARCHS="8.0;9.0a"

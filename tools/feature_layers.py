@@ -73,9 +73,7 @@ def torchs() -> Implementation:
 
 
 def ours() -> Implementation:
-    return Implementation(
-        "fused_lstm", fused_lstm.__version__, "on the CPU", fused_lstm.LSTM
-    )
+    return Implementation("fused_lstm", fused_lstm.__version__, "on the CPU", fused_lstm.LSTM)
 
 
 def flashrnn() -> Implementation:

@@ -293,9 +293,8 @@ def ensemble(make: Make) -> None:
     close(found, torch.stack([m(x)[0] for m in members]))
 
 
-@probe("per-sample gradients: `vmap(grad(...))`")
-def per_sample(make: Make) -> None:
-    layer, x = make(I, H), x_of()
+def gradients_of_each(make: Make, dtype: torch.dtype) -> None:
+    layer, x = make(I, H, dtype=dtype), x_of(dtype=dtype)
     named = weights_of(layer)
 
     def loss(p: Any, row: Tensor) -> Tensor:
@@ -303,10 +302,19 @@ def per_sample(make: Make) -> None:
 
     together = vmap(grad(loss), (None, 1))(named, x)
     for k in range(B):
-        own = torch.autograd.grad(
-            layer(x[:, k : k + 1])[0].square().sum(), list(layer.parameters())
-        )
+        alone = layer(x[:, k : k + 1])[0].square().sum()
+        own = torch.autograd.grad(alone, list(layer.parameters()))
         close([g[k] for g in together.values()], own)
+
+
+@probe("per-sample gradients, `vmap(grad(...))`, in float32")
+def per_sample(make: Make) -> None:
+    gradients_of_each(make, torch.float32)
+
+
+@probe("... in float64")
+def per_sample_float64(make: Make) -> None:
+    gradients_of_each(make, torch.float64)
 
 
 @probe("forward mode (`jvp`) in float32")

@@ -156,7 +156,7 @@ def write_tables(found: dict) -> None:
     PAGE.write_text(page(found), encoding="utf-8")
     before, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)
-    README.write_text(f"{before}{BEGIN}\n{short_table(found)}{END}{after}", encoding="utf-8")
+    README.write_text(f"{before}{BEGIN}\n\n{short_table(found)}\n{END}{after}", encoding="utf-8")
 
 
 def main() -> None:
@@ -176,8 +176,8 @@ def main() -> None:
         known = json.loads(RECORD.read_text(encoding="utf-8"))
         if found["columns"] != known["columns"] or found["processor"] != known["processor"]:
             parser.error("the other rows are of other versions or of another processor")
-        again = {row["name"]: row for row in found["rows"]}
-        found["rows"] = [again.get(row["name"], row) for row in known["rows"]]
+        rows = {row["name"]: row for row in [*known["rows"], *found["rows"]]}
+        found["rows"] = [rows[name] for name in PROBES]
     RECORD.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     write_tables(found)
 
