@@ -10,10 +10,11 @@
 # make sanitize the native tests under ASan + UBSan and TSan    make wheel    dist/*.whl
 # make test-aarch64   the native tests as NEON, cross-compiled and run on qemu-user
 # make wheel-matrix   one wheel per Python beside many torches: docs/wheel-matrix.md  (10 GB, once)
-#                     ARGS="--python python3.11 python3.13 --torch 2.11.0 newest"
+#                     ARGS="--python python3.11 python3.13 --torch 2.11.0 newest --add --discard"
 # make cuda-build  compile, link and import the CUDA kernels under a torch with CUDA (5.5 GB, in an
 #               environment of its own), run a part of the CPU tests there, report registers and
 #               spills; no GPU needed       ARCHS=all  or  ARCHS="8.0;9.0a"
+# make mutants      errors planted into the Python package, which tests have to notice: minutes
 # make test-models  other packages' models before and after `convert`, in an environment of its own
 # make cuda-link   compile and link them with the torch that is there, for one old and one new GPU
 # make clean    everything built; make distclean also removes the virtual environment
@@ -53,7 +54,7 @@ BENCH_STAMP := $(VENV)/.stamp-bench
 DOCS_STAMP := $(VENV)/.stamp-docs
 
 .PHONY: help train test test-python test-native test-simt test-compile test-models test-aarch64 \
-        bench bench-models gpu-check gpu-baseline lint format sanitize wheel wheel-matrix sdist clean \
+        mutants bench bench-models gpu-check gpu-baseline lint format sanitize wheel wheel-matrix sdist clean \
         distclean setup always cuda-build cuda-link docs test-docs
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile | sed '/^PYTHON/,$$d'
@@ -67,6 +68,9 @@ test-python: $(DEV_STAMP)
 test-compile: $(DEV_STAMP)
 	$(PIP) $$($(PY) tools/extra.py onnx-test) $$($(PY) tools/extra.py keras-test)
 	$(PY) -m pytest -m compile $(ARGS)
+mutants: $(DEV_STAMP)
+	$(PIP) $$($(PY) tools/extra.py onnx-test)
+	OMP_NUM_THREADS=1 $(PY) tests/mutants.py $(ARGS)
 test-native:
 	+$(MAKE) --no-print-directory -C tests/native -j $(JOBS) all
 	+$(MAKE) --no-print-directory -C tests/native -j $(JOBS) -O run ARGS=

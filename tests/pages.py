@@ -79,7 +79,7 @@ def run(wanted: Sequence[Block]) -> None:
     Raises AssertionError where a block does not print what its page says. A traceback names the
     page and the line in it.
     """
-    namespace: dict[str, Any] = {"__name__": "__page__"}
+    namespace: dict[str, Any] = {"__name__": "mine"}  # the module whose code a reader may see named
     for block in wanted:
         printed = io.StringIO()
         code = compile("\n" * (block.line - 1) + block.code, str(block.path), "exec")

@@ -24,18 +24,25 @@ LENGTHS = ((5, 6), (8, 10), (11, 9), (2, 13))
 
 
 class StateModel(nn.Module):
-    """A recurrent layer with an initial state of ones that fits its input."""
+    """A recurrent layer with an initial state that is learned, and fits its input."""
 
     def __init__(self, layer: Any) -> None:
         super().__init__()
         self.layer = layer
+        rows = layer.num_layers * (2 if layer.bidirectional else 1)
+        dtype = layer.weight_hh_l0.dtype
+        self.h = nn.Parameter(
+            torch.randn(rows, 1, layer.proj_size or layer.hidden_size, dtype=dtype)
+        )
+        self.c = nn.Parameter(torch.randn(rows, 1, layer.hidden_size, dtype=dtype))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        own = self.layer
-        rows = own.num_layers * (2 if own.bidirectional else 1)
-        batch = () if x.dim() == 2 else (x.shape[0 if own.batch_first else 1],)
-        h = x.new_ones(rows, *batch, own.proj_size or own.hidden_size)
-        output, (h_n, c_n) = own(x, (h, x.new_ones(rows, *batch, own.hidden_size)))
+        if x.dim() == 2:
+            state = self.h.squeeze(1), self.c.squeeze(1)
+        else:
+            batch = x.shape[0 if self.layer.batch_first else 1]
+            state = self.h.expand(-1, batch, -1), self.c.expand(-1, batch, -1)
+        output, (h_n, c_n) = self.layer(x, state)
         return output, h_n, c_n
 
 

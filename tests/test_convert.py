@@ -516,9 +516,15 @@ def test_an_error_midway_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPa
     model(torch.randn(7, 3, 5))
 
 
-def test_reverted_lists_are_nn_lstms() -> None:
-    """nn.LSTM notices a changed weight by its references; they have to be there again."""
-    module = revert(convert(nn.LSTM(3, 4)))
+@pytest.mark.parametrize("kind", [nn.LSTM, fused_lstm.LSTM])
+def test_reverted_lists_are_nn_lstms(kind: type[nn.RNNBase]) -> None:
+    """nn.LSTM notices a changed weight by its references; they have to be there again.
+
+    Ours keeps none, for torch.utils.swap_tensors' sake.
+    """
+    module = convert(kind(3, 4))
+    assert module._flat_weight_refs == []
+    revert(module)
     assert all(r() is p for r, p in zip(module._flat_weight_refs, module.parameters(), strict=True))
     module._parameters["weight_hh_l0"] = nn.Parameter(torch.zeros(16, 4))
     x, other = torch.randn(5, 2, 3), nn.LSTM(3, 4)

@@ -319,3 +319,14 @@ def test_a_full_gpu_is_torchs_own_error(operator: str, monkeypatch: pytest.Monke
     monkeypatch.setattr(ops, f"_{operator}", no_memory)
     with pytest.raises(torch.OutOfMemoryError, match="could not allocate"):
         getattr(ops, operator)(*[None] * 7)
+
+
+@pytest.mark.parametrize("operator", ["forward", "backward"])
+def test_any_other_error_stays_what_it_was(operator: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> Any:
+        raise RuntimeError("fused_lstm: x: expected 5 features in its last dimension, got 4")
+
+    monkeypatch.setattr(ops, f"_{operator}", refuse)
+    with pytest.raises(RuntimeError, match="expected 5 features") as raised:
+        getattr(ops, operator)(*[None] * 7)
+    assert type(raised.value) is RuntimeError

@@ -67,6 +67,17 @@ def test_every_page_stands_in_the_navigation_once() -> None:
     assert not missing
 
 
+def test_every_page_with_python_is_run_by_a_test() -> None:
+    """By the tests above, or, where the navigation does not name it, by one of its own."""
+    own = {"compile-export.md": "test_recipes.py", "transforms-distributed.md": "docs/"}
+    shows = {path for path in pages.DOCS.rglob("*.md") if pages.blocks(path)}
+    unseen = {path.relative_to(pages.DOCS).as_posix() for path in shows - set(pages.pages())}
+    assert unseen == set(own)
+    for page, test in own.items():
+        tests = [p for p in (ROOT / "tests").rglob("*.py") if test in p.as_posix()]
+        assert any(f'"{page}"' in path.read_text("utf-8") for path in tests), page
+
+
 def test_pictures_are_what_their_script_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "tools"))
     drawn = importlib.import_module("draw_pictures").pictures()

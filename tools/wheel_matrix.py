@@ -8,8 +8,10 @@ needs no C++ symbol of torch. That one wheel is then installed into an environme
 each torch, the tests of TESTS run there without the source tree, and a row is written to
 docs/wheel-matrix.json and docs/wheel-matrix.md. A combination that cannot be had is a row with the
 reason. `--over PATH` adds an environment that exists already (a torch with CUDA, say), by a path
-file: nothing is written into it. `--wheel-only` is `make wheel`. uv and auditwheel are expected
-beside the interpreter that runs this.
+file: nothing is written into it. `--cuda 9.0a` builds the CUDA module into the wheels, for that GPU
+and with a torch that has CUDA. `--add` keeps the rows of earlier runs that are not made again, each
+with its commit; `--discard` removes every environment, of 6 GB, after its tests. `--wheel-only` is
+`make wheel`. uv and auditwheel are expected beside the interpreter that runs this.
 """
 
 import argparse
@@ -30,23 +32,27 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 # What depends on torch: the rest of the suite tests kernels, training, tools or the source tree.
 TESTS = (
-    "module forward gradients packed errors weights_change autocast higher_order transforms binding"
+    "module forward gradients packed errors weights_change autocast higher_order transforms "
+    "binding func opcheck convert export compile"
 )
 # Failures that are torch's own, and why we think so.
 DECOMPOSED = (
     "torch 2.11.0 decomposes aten.lstm into something whose h_n and c_n have a dimension too many; "
     "nn.LSTM in the place of ours shows the same"
 )
-EXPORTED = "tests.test_transforms.test_export_holds_an_operator_of_torch"
+# Where that test stood when 2.11.0 was tried, and where it stands.
+EXPORTED = [
+    f"tests.test_{f}.test_export_holds_an_operator_of_torch" for f in ("transforms", "export")
+]
 EXPLAINED = {
     "tests.test_transforms.test_compile[aot_eager]": (
         "a dimension too many again, so presumably the same decomposition; nn.LSTM cannot be "
         "compiled for comparison"
     ),
-    **{f"{EXPORTED}[{a}-{b}]": DECOMPOSED for a in (False, True) for b in (False, True)},
+    **{f"{n}[{a}-{b}]": DECOMPOSED for n in EXPORTED for a in (False, True) for b in (False, True)},
 }
 CXX_OF_TORCH = re.compile(r"\b(at|c10|torch)::")
-KEPT = "libtorch_cpu.so"  # torch brings it; it must not be copied into the wheel
+KEPT = ("libtorch_cpu.so", "libtorch_cuda.so")  # torch brings them; never copied into the wheel
 NEEDED = ["numpy", "pytest>=8", "setuptools>=71", "ninja"]
 
 
@@ -113,7 +119,9 @@ def make_sdist(python: Path, target: Path) -> Path:
     return max(target.glob("*.tar.gz"), key=lambda path: path.stat().st_mtime)
 
 
-def build_wheel(python: Path, sdist: Path, work: Path, target: Path) -> tuple[Path, dict]:
+def build_wheel(
+    python: Path, sdist: Path, work: Path, target: Path, cuda: str = ""
+) -> tuple[Path, dict]:
     """Builds a wheel from the sdist in an empty folder and lets auditwheel name what it runs on.
 
     Args:
@@ -121,9 +129,10 @@ def build_wheel(python: Path, sdist: Path, work: Path, target: Path) -> tuple[Pa
         sdist: the archive.
         work: emptied, then built in.
         target: receives the wheel.
+        cuda: the compute capability that the CUDA module is built for; "" leaves it out.
 
     Returns:
-        The wheel, and what is to be known of it: platform, size, libraries it needs.
+        The wheel, and what is to be known of it: name, size, torch it was built with, modules.
 
     Raises:
         FailedError: it cannot be built, needs C++ symbols of torch, or lacks py.typed.
@@ -135,20 +144,25 @@ def build_wheel(python: Path, sdist: Path, work: Path, target: Path) -> tuple[Pa
     (source,) = (work / "source").iterdir()
     program = "import sys; from setuptools.build_meta import build_wheel as b; b(sys.argv[1])"
     here = f"{python.parent}{os.pathsep}{os.environ.get('PATH', '')}"  # this environment's ninja
-    run(python, "-c", program, work / "raw", cwd=source, PATH=here, FUSED_LSTM_CUDA="0")
+    wanted = {"FUSED_LSTM_CUDA": "1" if cuda else "0", "FUSED_LSTM_ARCHS": cuda}
+    run(python, "-c", program, work / "raw", cwd=source, PATH=here, **wanted)
     (raw,) = (work / "raw").glob("*.whl")
     target.mkdir(parents=True, exist_ok=True)
-    run("auditwheel", "repair", "--exclude", KEPT, "-w", work / "repaired", raw)
+    excluded = [word for name in KEPT for word in ("--exclude", name)]
+    run("auditwheel", "repair", *excluded, "-w", work / "repaired", raw)
     (repaired,) = (work / "repaired").glob("*.whl")
     wheel = target / repaired.name
     shutil.copy2(repaired, wheel)
 
     shutil.unpack_archive(wheel, work / "content", "zip")
-    (module,) = (work / "content" / "fused_lstm").glob("_C*.so")
-    needs = run("nm", "-D", "-C", "--undefined-only", module)
-    of_torch = [line.split()[-1] for line in needs.splitlines() if CXX_OF_TORCH.search(line)]
-    if of_torch:
-        raise FailedError(f"{module.name} needs C++ symbols of torch: {', '.join(of_torch[:3])}")
+    modules = sorted((work / "content" / "fused_lstm").glob("_C*.so"))
+    if len(modules) != (2 if cuda else 1):
+        raise FailedError(f"{wheel.name} holds {len(modules)} modules")
+    for module in modules:
+        needs = run("nm", "-D", "-C", "--undefined-only", module)
+        of_torch = [line.split()[-1] for line in needs.splitlines() if CXX_OF_TORCH.search(line)]
+        if of_torch:
+            raise FailedError(f"{module.name} needs C++ symbols of torch: {of_torch[:3]}")
     for name in ("fused_lstm/py.typed", "fused_lstm/_C.pyi"):
         if not (work / "content" / name).exists():
             raise FailedError(f"{wheel.name} lacks {name}")
@@ -159,6 +173,7 @@ def build_wheel(python: Path, sdist: Path, work: Path, target: Path) -> tuple[Pa
         "wheel": wheel.name,
         "bytes": wheel.stat().st_size,
         "built with": run(python, "-c", "import torch; print(torch.__version__)").strip(),
+        "modules": [module.name.partition(".")[0] for module in modules],
     }
     wheel.with_suffix(".json").write_text(json.dumps(facts), encoding="utf-8")
     return wheel, facts
@@ -224,19 +239,23 @@ def table(record: dict) -> str:
         "environment of its own; then the tests that depend on torch run against the installed",
         "package.",
         "",
-        "| Python | torch | wheel built with | passed | failed | skipped | left out |",
-        "|---|---|---|---:|---:|---:|---|",
+        "| Python | torch | wheel built with | passed | failed | skipped | left out | commit |",
+        "|---|---|---|---:|---:|---:|---|---|",
     ]
     for row in record["rows"]:
         beginning = f"| {row['python']} | {row['torch']} |"
         if "reason" in row:
-            lines.append(f"{beginning} not tried: {row['reason']} | | | | |")
+            lines.append(f"{beginning} not tried: {row['reason']} | | | | | |")
             continue
         numbers = " | ".join(str(row[key]) for key in ("passed", "failed", "skipped"))
         left_out = ", ".join(row["left out"])
-        lines.append(f"{beginning} {row['built with']} | {numbers} | {left_out} |")
+        built = f"{row['built with']}{', with the CUDA module' if row.get('cuda') else ''}"
+        lines.append(f"{beginning} {built} | {numbers} | {left_out} | {row.get('commit', '')} |")
     lines += ["", "Wheels (auditwheel's tag; torch's library is not copied in):", ""]
-    lines += [f"- `{w['wheel']}`, {w['bytes'] / 1e6:.1f} MB" for w in record["wheels"]]
+    lines += [
+        f"- `{w['wheel']}`, {w['bytes'] / 1e6:.1f} MB, {', '.join(w.get('modules', ['_C']))}"
+        for w in record["wheels"]
+    ]
     failures = sorted(
         {(n, row["torch"]) for row in record["rows"] for n in row.get("failures", [])}
     )
@@ -257,6 +276,27 @@ def cells(options: argparse.Namespace) -> Iterator[tuple[str, str, Path | None]]
         yield str(existing.resolve() / "bin" / "python"), existing.name, existing.resolve()
 
 
+def with_earlier(record: dict, earlier: dict) -> dict:
+    """The record and those rows of earlier runs that it does not hold itself."""
+
+    def key(row: dict) -> tuple[str, str, bool]:
+        return row["python"], row["torch"].partition("+")[0], bool(row.get("cuda"))
+
+    known = {key(row) for row in record["rows"]}
+    minors = {row["python"].rpartition(".")[0] for row in record["rows"]}
+    rows = []
+    for row in earlier["rows"]:
+        if key(row) in known or ("reason" in row and row["python"] in minors):
+            continue
+        ran = set(earlier["tests"]) - set(row["left out"])
+        rows.append({**row, "left out": [test for test in record["tests"] if test not in ran]})
+    made = [(wheel["wheel"], wheel.get("modules", ["_C"])) for wheel in record["wheels"]]
+    wheels = [w for w in earlier["wheels"] if (w["wheel"], w.get("modules", ["_C"])) not in made]
+    rows = sorted([*rows, *record["rows"]], key=lambda row: (len(row["python"]) < 5, key(row)))
+    notes = record["not tried"] or earlier["not tried"]
+    return {**record, "wheels": [*wheels, *record["wheels"]], "rows": rows, "not tried": notes}
+
+
 def main() -> int:
     """Fills the table; 0 when every test that ran has passed or its failure is explained."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -268,6 +308,9 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "wheel-matrix")
     parser.add_argument("--limit", type=float, default=1800, help="seconds of one run of the tests")
     parser.add_argument("--keep-wheels", action="store_true", help="test those of an earlier run")
+    parser.add_argument("--cuda", default="", metavar="ARCH", help="with the CUDA module, for it")
+    parser.add_argument("--add", action="store_true", help="keep other rows of earlier runs")
+    parser.add_argument("--discard", action="store_true", help="remove environments after use")
     parser.add_argument("--note", nargs="*", default=[], help="what was not tried, for the page")
     parser.add_argument(
         "--wheel-only", type=Path, metavar="FOLDER", help="build it, for this Python"
@@ -286,13 +329,17 @@ def main() -> int:
         "rows": [],
         "not tried": options.note,
     }
+    saved = options.out.with_suffix(".json")
+    earlier = json.loads(saved.read_text(encoding="utf-8")) if options.add else None
+    commit = run("git", "rev-parse", "--short=10", "HEAD").strip()
     wheels: dict[str, tuple[Path, dict]] = {}
     for python, torch, existing in cells(options):
         version = run(python, "-c", "import platform; print(platform.python_version())").strip()
         tag = "cp" + "".join(version.split(".")[:2])
         name = f"{tag}-{torch}"
         left_out = [test for test in TESTS.split() if test not in options.tests]
-        row = {"python": version, "torch": torch, "left out": left_out}
+        row = {"python": version, "torch": torch, "left out": left_out, "commit": commit}
+        row.update({"cuda": options.cuda} if options.cuda else {})
         try:
             if existing:
                 interpreter = make_environment_over(work / f"{name}-over", existing)
@@ -305,7 +352,8 @@ def main() -> int:
             elif tag not in wheels:
                 print(f"building the wheel for Python {version}", flush=True)
                 sdist = make_sdist(interpreter, work / "dist")
-                wheels[tag] = build_wheel(interpreter, sdist, work / f"{tag}-build", work / "dist")
+                folders = work / f"{tag}-build", work / "dist"
+                wheels[tag] = build_wheel(interpreter, sdist, *folders, options.cuda)
                 record["wheels"].append(wheels[tag][1])
             wheel, facts = wheels[tag]
             row["built with"] = facts["built with"]
@@ -317,9 +365,12 @@ def main() -> int:
             row["reason"] = str(error)
         record["rows"].append(row)
         print(json.dumps(row), flush=True)
-        options.out.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
-        options.out.with_suffix(".md").write_text(table(record), encoding="utf-8")
-    print(table(record))
+        if options.discard:
+            shutil.rmtree(work / name, ignore_errors=True)
+        whole = with_earlier(record, earlier) if earlier else record
+        saved.write_text(json.dumps(whole, indent=1) + "\n")
+        options.out.with_suffix(".md").write_text(table(whole), encoding="utf-8")
+    print(options.out.with_suffix(".md").read_text(encoding="utf-8"))
     failures = {name for row in record["rows"] for name in row.get("failures", [])}
     return int(bool(failures - set(EXPLAINED)) or not record["wheels"])
 

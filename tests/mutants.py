@@ -1,0 +1,258 @@
+"""Do the tests of graphs, exports, processes and errors notice an error? Plants one at a time into
+a copy of the Python package and expects the named tests to fail; on the copy as it is they have to
+pass. Each replacement must apply exactly once, so that this list cannot rot silently.
+
+`make mutants` runs it, in minutes: inductor compiles and processes start. The kernels have lists of
+their own, tests/native/mutants.py and tests/simt/mutants.py.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Mutant(NamedTuple):
+    name: str
+    file: str  # in fused_lstm/, without .py; "" for none
+    old: str
+    new: str
+    test: str  # pytest's arguments; one test of them at least must fail
+
+
+COMPILE, EXPORT, ONNX = "tests/test_compile.py", "tests/test_export.py", "tests/test_onnx.py"
+RECIPES, CUDA = "tests/test_recipes.py", "tests/test_cuda.py"
+DISTRIBUTED = "tests/test_distributed.py"
+ONE_GRAPH, TRAINS = f"{COMPILE} -k one_graph_for_every", f"{COMPILE} -k inductor_trains"
+PACKED = f"{COMPILE} -k packed_input_is"
+ANY_SIZE, JIT = f"{EXPORT} -k any_batch", f"{EXPORT} -k jit"
+AOT = f"{EXPORT} -k aot_inductor -m compile"
+NODES, CELL = f"{ONNX} -k test_export -m compile", f"{ONNX} -k a_cell_and -m compile"
+OLD_EXPORTER = f"{ONNX} -k old_exporter -m compile"
+PAIR = f"{DISTRIBUTED} -k two_processes"
+RECIPE = f"{RECIPES} -m compile"
+CONVERT, FUNC, OPCHECK = "tests/test_convert.py", "tests/test_func.py", "tests/test_opcheck.py"
+STAYS = f"{CONVERT} -k stay"
+
+MUTANTS = [
+    Mutant("a graph break", "dispatch", "transformed = _transforms()\n    if not",
+           "transformed = _transforms()\n    torch._dynamo.graph_break()\n    if not", ONE_GRAPH),
+    Mutant("B fixed by tracing", "ops", "batch = x.shape[1]\n    elif",
+           "batch = int(x.shape[1])\n    elif", ONE_GRAPH),
+    Mutant("the reserve's size without its padding", "ops",
+           "units = (hidden + line - 1) // line * line", "units = hidden", TRAINS),
+    Mutant("gradients of h0 and c0 swapped in shape", "ops",
+           "[x.shape, (directions, batch, p), (directions, batch, hidden), *weights",
+           "[x.shape, (directions, batch, hidden), (directions, batch, p), *weights", ONE_GRAPH),
+    Mutant("B of a packed input from nowhere", "ops", "batch = h0.shape[1]", "batch = h0.shape[0]",
+           f"{COMPILE} -k packed_input_with"),
+    Mutant("a derivative lost in graphs", "function",
+           "if torch.is_grad_enabled() and not torch.compiler.is_exporting():",
+           "if torch.is_grad_enabled() and not torch.compiler.is_compiling():", ONE_GRAPH),
+    Mutant("weights cached", "modules",
+           "return [parameters[name] for name in self._flat_weights_names]  # type: ignore[misc]",
+           "return [parameters[name].data.clone() for name in self._flat_weights_names]",
+           f"{COMPILE} -k weights_changed"),
+    Mutant("no dropout", "dispatch", "if layer > 0 and training and dropout > 0:",
+           "if layer > 0 and training and dropout > 1:", f"{COMPILE} -k dropout_has"),
+    Mutant("less dropout in graphs", "dispatch", "y = torch.dropout(y, dropout, True)",
+           "y = torch.dropout(y, dropout / (1 + torch.compiler.is_compiling()), True)",
+           f"{COMPILE} -k dropout_has"),
+    Mutant("a fixed length holds our operator", "export",
+           "return not torch.fx.experimental.symbolic_shapes.has_static_value(steps)",
+           "return True", f"{EXPORT} -k holds_an_operator"),
+    Mutant("a dynamic length holds torch's", "export",
+           "return not torch.fx.experimental.symbolic_shapes.has_static_value(steps)",
+           "return False", ANY_SIZE),
+    Mutant("export_mode stays", "export", "        _mode = before", "        pass",
+           f"{EXPORT} -k export_mode"),
+    Mutant("any export_mode taken", "export", "if mode not in MODES:", "if False:",
+           f"{EXPORT} -k export_mode"),
+    Mutant("a cell holds our operator", "dispatch", "holds_fused(1 if is_cell else x.shape[0])",
+           "holds_fused(x.shape[0])", f"{EXPORT} -k a_cell_keeps"),
+    Mutant("y's width forgets the projection", "ops", "directions * p)),", "directions * hidden)),",
+           AOT),
+    Mutant("h_n's shape for AOTInductor", "ops",
+           "x.new_empty((directions, batch, p)),\n        x.new",
+           "x.new_empty((directions, batch, hidden)),\n        x.new", AOT),
+    Mutant("scripted: B and T confused", "modules",
+           "x = input.transpose(0, 1) if self.batch_first else input\n        y, h_n",
+           "x = input\n        y, h_n", JIT),
+    Mutant("scripted: rows of a packed input not put back", "modules",
+           "h_n = h_n.index_select(1, unsorted_indices)", "h_n = h_n", JIT),
+    Mutant("scripted: a cell's state ignored", "modules",
+           "        h, c = torch._VF.lstm_cell(\n            x, hx, self.weight_ih",
+           "        h, c = torch._VF.lstm_cell(\n            x, (hx[1], hx[0]), self.weight_ih",
+           JIT),
+    Mutant("ONNX: torch's order of gates", "onnx", "value_ints=[0, 3, 1, 2]",
+           "value_ints=[0, 1, 2, 3]", NODES),
+    Mutant("ONNX: one bias twice", "onnx", "for b in side[2:]]", "for b in (side[2], side[2])]",
+           NODES),
+    Mutant("ONNX: y's directions not next to each other", "onnx", "perm=[0, 2, 1, 3]",
+           "perm=[0, 1, 2, 3]", NODES),
+    Mutant("ONNX: h0 and c0 swapped", "onnx", "None, h0, c0, hidden_size",
+           "None, c0, h0, hidden_size", NODES),
+    Mutant("ONNX: a projection passed over", "onnx", '("proj_size", w_hr)', '("proj_size", None)',
+           CELL),
+    Mutant("ONNX: torch's operator in the graph", "onnx", 'with export_mode("fused"):',
+           'with export_mode("torch"):', NODES),
+    Mutant("ONNX: the remedy not named", "onnx", "pip install onnx onnxscript\"", "\"",
+           f"{ONNX} -k without_onnxscript"),
+    Mutant("traced: our operator, which ONNX's old exporter does not know", "dispatch",
+           "elif torch._C._is_tracing():", "elif False:", OLD_EXPORTER),
+    Mutant("recipes: torch's order of gates", "onnx", "value_ints=[0, 3, 1, 2]",
+           "value_ints=[0, 1, 2, 3]", RECIPE),
+    Mutant("recipes: a dynamic length holds torch's", "export",
+           "return not torch.fx.experimental.symbolic_shapes.has_static_value(steps)",
+           "return False", RECIPE),
+    Mutant("a full GPU: any error instead of torch's", "ops",
+           'if "CUDA out of memory" in str(error) else error', "if False else error",
+           f"{CUDA} -k full_gpu"),
+    Mutant("a full GPU: every error becomes it", "ops",
+           'if "CUDA out of memory" in str(error) else error', "", f"{CUDA} -k any_other_error"),
+    Mutant("biases share one gradient's memory", "function",
+           "results[k].clone() if shared else results[k]", "results[k]",
+           "tests/test_gradients.py -k share_no_memory"),
+    Mutant("two processes: gradients doubled", "function",
+           "grads: list[Tensor | None] = list(_NO_GRADIENTS)\n        for k",
+           "results = [r * 2 for r in results]\n        grads: list[Tensor | None] = "
+           "list(_NO_GRADIENTS)\n        for k", PAIR),
+    Mutant("two processes: the state of the second layer lost", "dispatch",
+           "y, h, c = layer_of(y, batch_sizes, h0, c0, *own)",
+           "y, h, c = layer_of(y if layer == 0 else y * 0, batch_sizes, h0, c0, *own)", PAIR),
+    Mutant("two processes: torch computes for DDP and FSDP", "dispatch",
+           "    if x.is_cpu:\n        if x.dtype not in _KERNEL_DTYPES:",
+           "    if torch.distributed.is_initialized():\n        return True\n"
+           "    if x.is_cpu:\n        if x.dtype not in _KERNEL_DTYPES:", PAIR),
+    Mutant("two processes: the weights of the first call, under FSDP2", "modules",
+           "return [parameters[name] for name in self._flat_weights_names]  # type: ignore[misc]",
+           'return self.__dict__.setdefault("kept", [parameters[n].detach().clone() '
+           "for n in self._flat_weights_names])", PAIR),
+    Mutant("checkpoint: h_n without a gradient", "function",
+           "ctx.mark_non_differentiable(reserve)",
+           "ctx.mark_non_differentiable(reserve, output[1])",
+           f"{DISTRIBUTED} -k checkpoint"),
+    Mutant("checkpoint: no second derivative", "function",
+           "whole = torch.is_grad_enabled() or", "whole = False and", f"{DISTRIBUTED} -k double"),
+    Mutant("convert: silent about what stays", "convert", "elif kept_lines:", "elif False:", STAYS),
+    Mutant("convert: a half converted model after an error", "convert",
+           'object.__setattr__(module, "__class__", before)', "pass", f"{CONVERT} -k midway"),
+    Mutant("convert: nn.LSTM's references not renewed", "convert", "module._init_flat_weights()  #",
+           "pass  #", f"{CONVERT} -k reverted_lists"),
+    Mutant("convert: quantised modules too", "convert",
+           'cls.__module__.startswith("torch.ao.")', "False", STAYS),
+    Mutant("convert: what has no weights yet", "convert", "if any(map(is_lazy,",
+           "if False and any(map(is_lazy,", STAYS),
+    Mutant("convert: what fully_shard wraps", "convert", '.__name__ == "FSDPModule"', " is None",
+           f"{CONVERT} -k distributed"),
+    Mutant("convert: a forward that computes by itself", "convert",
+           'return code is not None and {"super", "forward"} <= set(code.co_names)', "return True",
+           STAYS),
+    Mutant("convert: an override passed over", "convert",
+           "(torch_class is nn.LSTM and name in _USED_BY_TORCH)", "False", STAYS),
+    Mutant("convert: parametrizations not taken along", "convert",
+           "if not (parametrize.is_parametrized(module) and", "if not (False and",
+           f"{CONVERT} -k parametri"),
+    Mutant("convert: subclasses cannot be pickled", "convert",
+           "            __reduce_ex__=_reduce_ex,\n", "", f"{CONVERT} -k copied"),
+    Mutant("convert: scripted modules not named", "convert",
+           'if module.original_name in ("LSTM", "LSTMCell"):', "if False:", STAYS),
+    Mutant("convert: its own hooks lost", "convert",
+           'object.__setattr__(module, "__class__", after)  #',
+           'module._forward_hooks.clear(); object.__setattr__(module, "__class__", after)  #',
+           f"{CONVERT} -k hooks"),
+    Mutant("vmap: packed rows of one call only", "batching", "else inputs[1] * N", "else inputs[1]",
+           FUNC),
+    Mutant("vmap: rows of the calls mixed", "batching",
+           "return t.reshape(-1, N, t.shape[-1]).transpose(0, 1)",
+           "return t.reshape(N, -1, t.shape[-1])", FUNC),
+    Mutant("vmap: h after each step", "batching", "[y[1:], first] if d else [first, y[:-1]]",
+           "[first, y[:-1]] if d else [y[1:], first]", FUNC),
+    Mutant("vmap: gradients of a bias averaged", "batching", "rows.sum(0) if", "rows.mean(0) if",
+           FUNC),
+    Mutant("vmap: the reserve of other rows", "batching",
+           "if any(d is not None for d in dims[3:7]):", "if True:", FUNC),
+    Mutant("forward mode: by the kernels, which have none", "dispatch",
+           "if forward_ad._current_level >= 0:", "if False:",
+           "tests/test_transforms.py -k forward_mode"),
+    Mutant("fake c_n as wide as h_n", "ops",
+           "x.new_empty((directions, batch, hidden)),\n        x.new_empty((nbytes,)",
+           "x.new_empty((directions, batch, p)),\n        x.new_empty((nbytes,)", OPCHECK),
+    Mutant("fake gradient of W_hr lies down", "ops", "(4 * hidden,), (p, hidden)]",
+           "(4 * hidden,), (hidden, p)]", OPCHECK),
+    Mutant("autocast: c_n rounded", "dispatch", "result_dtypes = (low, low, torch.float32)",
+           "result_dtypes = (low, low, low)", "tests/test_autocast.py -k padded"),
+    Mutant("autocast: float64 mixes", "dispatch",
+           "if any(t.dtype is torch.float64 for t in everything):", "if False:",
+           "tests/test_autocast.py -k float64"),
+    Mutant("autocast on a GPU: float64 lowered", "dispatch",
+           "return t if t.dtype is torch.float64 else t.to(low)", "return t.to(low)",
+           f"{CUDA} -k autocast"),
+]  # fmt: skip
+
+CONTROLS = [
+    Mutant("nothing changed", "", "", "", test)
+    for test in sorted({mutant.test for mutant in MUTANTS})
+]
+
+
+def try_mutant(mutant: Mutant, folder: Path) -> str:
+    """Empty when a test fails on the mutant, or all pass on a control; else what is wrong."""
+    package = folder / "fused_lstm"
+    shutil.rmtree(package, ignore_errors=True)
+    shutil.copytree(ROOT / "fused_lstm", package, ignore=shutil.ignore_patterns("__pycache__"))
+    if mutant.file:
+        path = package / f"{mutant.file}.py"
+        text = path.read_text("utf-8")
+        if text.count(mutant.old) != 1:
+            return f"applies {text.count(mutant.old)} times to {path.name}, expected once"
+        path.write_text(text.replace(mutant.old, mutant.new), "utf-8")
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        [*command, *mutant.test.split()],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(folder)},
+        capture_output=True,
+        text=True,
+    )
+    seen = done.returncode == 1
+    if seen if mutant.file else done.returncode == 0 and " skipped" not in done.stdout:
+        return ""
+    last = (done.stdout.strip().splitlines() or done.stderr.strip().splitlines() or ["silent"])[-1]
+    return f"pytest ended with {done.returncode}: {last}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--only", nargs="*", default=[""], help="name or test contains one of these"
+    )
+    parser.add_argument("--no-controls", action="store_true", help="where the tests just passed")
+    options = parser.parse_args()
+    chosen = MUTANTS if options.no_controls else CONTROLS + MUTANTS
+    chosen = [m for m in chosen if any(word in f"{m.name} {m.test}" for word in options.only)]
+    survivors = 0
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        leave = shutil.ignore_patterns("__pycache__", "simt", "native", "gpu")
+        shutil.copytree(ROOT / "tests", folder / "tests", ignore=leave)
+        for file in ("pyproject.toml", "docs/compile-export.md"):
+            (folder / file).parent.mkdir(exist_ok=True)
+            shutil.copy2(ROOT / file, folder / file)
+        for mutant in chosen:
+            problem = try_mutant(mutant, folder)
+            survivors += bool(problem)
+            said = f"FAIL {mutant.name}: {problem}" if problem else f"seen {mutant.name}"
+            print(f"{said} ({mutant.test})", flush=True)
+    print(f"mutants (Python): {len(chosen) - survivors} passed, {survivors} failed")
+    return 1 if survivors or not chosen else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
