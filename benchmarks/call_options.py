@@ -94,11 +94,14 @@ def without_gradient(call: Callable[[], Tensor]) -> Callable[[], None]:
     return run
 
 
-def measure(ways: Ways, budget: float, threads: int) -> list[dict[str, Any]]:
+WRAPPERS = {"inference": without_gradient, "training": with_backward}
+
+
+def measure(ways: Ways, modes: list[str], budget: float, threads: int) -> list[dict[str, Any]]:
     torch.testing.assert_close(ways.lstm(ways.x, reset=ways.reset)[0], ways.loop())
     rows = []
-    for mode, wrap in (("inference", without_gradient), ("training", with_backward)):
-        calls = {name: wrap(call) for name, call in ways.named().items()}
+    for mode in modes:
+        calls = {name: WRAPPERS[mode](call) for name, call in ways.named().items()}
         names = list(calls)
         series = timing.interleave(calls, budget, principals=names[:5], threads=threads)
         for name in names:
@@ -118,6 +121,7 @@ def measure(ways: Ways, budget: float, threads: int) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--modes", nargs="+", choices=list(WRAPPERS), default=list(WRAPPERS))
     parser.add_argument("--budget", type=float, default=20.0, help="seconds for each mode")
     parser.add_argument("--shape", type=int, nargs=4, default=(128, 128, 256, 256), metavar="N")
     parser.add_argument("--share", type=float, default=0.03, help="of steps that are resets")
@@ -125,7 +129,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    rows = measure(Ways(*options.shape, options.share), options.budget, options.threads)
+    ways = Ways(*options.shape, options.share)
+    rows = measure(ways, options.modes, options.budget, options.threads)
     folder = Path(__file__).parent / "results" / environment.machine_slug()
     out = options.out or folder / "call_options.json"
     out.parent.mkdir(parents=True, exist_ok=True)
