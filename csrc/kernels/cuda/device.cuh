@@ -258,7 +258,7 @@ DEVICE uint32_t load_acquire(const uint32_t* from) {
 // Only integers that are counted are ever added to: no result depends on an order.
 DEVICE void add_release(uint32_t* to, uint32_t value) {
 #if !defined(__CUDACC__)
-  simt::update(to, *to + value);
+  simt::update(to, value, true);
 #elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 700
   asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(to), "r"(value) : "memory");
 #endif
@@ -266,7 +266,7 @@ DEVICE void add_release(uint32_t* to, uint32_t value) {
 // Seen by every block, and by the host where the memory is the host's.
 DEVICE void store_for_all(uint32_t* to, uint32_t value) {
 #if !defined(__CUDACC__)
-  simt::update(to, value);
+  simt::update(to, value, false);
 #elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 700
   asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(to), "r"(value) : "memory");
 #endif
@@ -284,18 +284,19 @@ DEVICE uint64_t nanoseconds() {
 }
 
 // A cluster's barrier in two halves: what a thread wrote before it arrived, also into the shared
-// memory of other blocks, all see who have waited. Called by all threads.
+// memory of other blocks, all see who have waited. Called by all threads, of a warp in any order:
+// what comes before is divergent, so neither half may be the aligned one.
 DEVICE void cluster_arrive() {
 #if !defined(__CUDACC__)
   simt::cluster_arrive();
 #elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.arrive.release;" ::: "memory");
 #endif
 }
 #ifdef __CUDACC__
 DEVICE void cluster_wait() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
 #endif
 }
 #else
@@ -408,6 +409,9 @@ int most_at_once(void (*kernel)(Parameters...), const Launch& how) {
 #endif
   return count;
 }
+
+// A refusal that is answered is no error of a later call.
+inline void forget_error() { ON_GPU((void)cudaGetLastError(), (void)0); }
 
 inline const char* error_text(int error) {
   return ON_GPU(cudaGetErrorString(static_cast<cudaError_t>(error)),

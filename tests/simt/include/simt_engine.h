@@ -465,12 +465,12 @@ inline void poll() {  // others run before this fibre is chosen again, if others
 inline void maybe_leave() {
   if (current->block->grid->random(2) != 0) leave();
 }
-// A value that somebody may wait for.
+// A value that somebody may wait for; add: added to what is there, in one piece.
 template <class T>
-void update(T* at, T value) {
+void update(T* at, T value, bool add) {
   maybe_leave();
   current->block->grid->fruitless = 0;
-  *at = value;
+  *at = add ? *at + value : value;
 }
 
 inline void cluster_arrive() {
