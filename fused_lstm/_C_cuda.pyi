@@ -19,6 +19,9 @@ def force_family(name: str | None) -> None:
     For tests.
     """
 
+def set_fault(index: int) -> None:
+    """As if a block of an earlier call on that device had waited in vain for another. For tests."""
+
 def set_across_blocks(on: bool) -> None:
     """Whether the plan may choose cluster and grid, whose blocks wait for each other."""
 

@@ -109,6 +109,7 @@ void force_family(std::optional<cuda::Family> family) {
 }
 
 void set_across_blocks(bool on) { across.store(on, std::memory_order_relaxed); }
+void set_fault(int32_t index) { __atomic_store_n(fault_word(index), 1u, __ATOMIC_RELAXED); }
 bool across_blocks() { return across.load(std::memory_order_relaxed); }
 
 const char* family_name(cuda::Family family) {

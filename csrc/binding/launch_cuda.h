@@ -25,6 +25,8 @@ void force_family(std::optional<cuda::Family> family);
 // called.
 void set_across_blocks(bool on);
 bool across_blocks();
+// As if a block of an earlier call on that device had waited in vain: for tests.
+void set_fault(int32_t index);
 const char* family_name(cuda::Family family);
 
 // A launch on the current stream of a device; throws where this build has no code for it.

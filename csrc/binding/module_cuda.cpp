@@ -93,6 +93,7 @@ PYBIND11_MODULE(_C_cuda, module) {
   module.def("device_facts", &fl::facts, py::arg("index"));
   module.def("obstacle", &fl::device_obstacle, py::arg("arch"));
   module.def("force_family", &fl::force, py::arg("name"));
+  module.def("set_fault", &fl::set_fault, py::arg("index"));
   module.def("set_across_blocks", &fl::set_across_blocks, py::arg("on"));
   module.def("reserve_bytes", &fl::reserve_bytes, py::arg("T"), py::arg("B"), py::arg("I"),
              py::arg("H"), py::arg("P"), py::arg("D"), py::arg("dtype"));

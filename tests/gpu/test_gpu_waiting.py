@@ -110,6 +110,20 @@ def test_grid_of_large_layers(hidden: int, dtype: torch.dtype, device: torch.dev
         assert float((a - b).float().abs().max()) <= limit * float(b.float().abs().max())
 
 
+@pytest.mark.parametrize("waiting", WAITING)
+def test_after_giving_up_the_next_call_raises(waiting: str, device: torch.device) -> None:
+    """Once, without waiting for the GPU; families that wait for nobody do not ask."""
+    module, x = fused_lstm.LSTM(8, 64, device=device), torch.randn(5, 3, 8, device=device)
+    wanted = infer(module, x)
+    cuda_kernels().set_fault(torch.cuda.current_device())
+    infer(module, x)
+    with forced(waiting):
+        with pytest.raises(RuntimeError, match="waited in vain for another and gave up"):
+            module(x)
+        found = infer(module, x)
+    assert float((found[0] - wanted[0]).abs().max()) <= 1e-2
+
+
 def test_the_plan_chooses_them_only_where_they_are_on(device: torch.device) -> None:
     module = fused_lstm.LSTM(64, 768, dtype=torch.bfloat16, device=device)
     shape = (100, 16, 64, 768)

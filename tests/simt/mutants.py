@@ -382,7 +382,7 @@ MUTANTS = [
     ),
     Mutant(
         "single block: h of the wrong neighbour for dw_hh",
-        "cuda/single_block_backward.cu",
+        "cuda/single_block_calls.cuh",
         "call.reverse ? t + 1 : t - 1;",
         "t - 1;",
         "test_single_block",
@@ -652,7 +652,29 @@ MUTANTS = [
         "cuda/sliced.cpp",
         "launch_.device.sms / (blocks * directions)",
         "launch_.device.sms / directions",
-        "test_sliced",
+        "test_plan",
+    ),
+    Mutant(
+        "plan: families that wait for each other though they are off",
+        "cuda/plan.cpp",
+        "if (!launch.across_blocks) return best;",
+        "",
+        "test_plan",
+        quick=True,
+    ),
+    Mutant(
+        "plan: rows of the last pass forgotten",
+        "cuda/sliced.cpp",
+        "const int64_t passes = (tiles + groups - 1) / groups;",
+        "const int64_t passes = tiles / groups;",
+        "test_plan",
+    ),
+    Mutant(
+        "plan: more shared memory than a block may have",
+        "cuda/sliced.cpp",
+        "if (shared > launch_.device.shared_per_block) continue;",
+        "",
+        "test_plan",
     ),
 ]
 

@@ -6,10 +6,10 @@
 #undef FUSED_LSTM_SLICED_STEPS
 #undef FUSED_LSTM_CHUNK_BYTES
 #define cuda cuda_as_shipped
-#include "../../csrc/kernels/cuda/plan.cpp"
-#include "../../csrc/kernels/cuda/single_block.cpp"
-#include "../../csrc/kernels/cuda/sliced.cpp"
-#include "../../csrc/kernels/cuda/stepwise.cpp"
+#include "cuda/plan.cpp"
+#include "cuda/single_block.cpp"
+#include "cuda/sliced.cpp"
+#include "cuda/stepwise.cpp"
 #undef cuda
 
 #include <cmath>
