@@ -33,8 +33,10 @@ class TensorProduct {
   static constexpr int kRows = kRows_, kRowTiles = kRows / 8, kWarpTiles = kBackward ? 1 : 4;
   static constexpr int kFragments = piece_fragments(false, kBackward);
   static constexpr int kHeld = held_pieces(false, kBackward, kRows);
-  // Pieces of the state on their way at once; as many again are being multiplied.
-  static constexpr int kBatch = 4 / kRowTiles < kHeld ? 4 / kRowTiles : kHeld;
+  // Pieces of the state on their way at once; as many again are being multiplied. TF32's backward
+  // would spill with more than one on sm_80.
+  static constexpr int kFour = 4 / kRowTiles < kHeld ? 4 / kRowTiles : kHeld;
+  static constexpr int kBatch = kBackward && std::is_same_v<Element, Tf32> ? 1 : kFour;
   // Backward spreads its one tile over several sums: a product need not wait for the one before.
   static constexpr int kSums = kBackward ? 4 / kRowTiles : 4;
   static_assert(kHeld % kBatch == 0, "batches are held or not as a whole");
