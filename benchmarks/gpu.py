@@ -37,7 +37,7 @@ from benchmarks.report import SCHEMA, geomeans
 from benchmarks.rows import timed
 from benchmarks.run import write
 
-_OURS = ("fused", "stepwise", "single_block")
+_OURS = ("fused", "stepwise", "single_block", "cluster", "grid")
 _TIMING_SHARE = 0.5  # of a row's time; the rest goes into preparing, checking and warming up
 
 

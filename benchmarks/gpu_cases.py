@@ -26,6 +26,8 @@ PRECISIONS = {  # name: dtype, whether TF32 is allowed (cuDNN's switch for RNNs)
 LABELS = {
     "stepwise": "fused_lstm, stepwise forced",
     "single_block": "fused_lstm, single_block forced",
+    "cluster": "fused_lstm, cluster forced",
+    "grid": "fused_lstm, grid forced",
     "haste": "haste",
     "flashrnn": "FlashRNN",
 }

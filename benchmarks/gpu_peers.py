@@ -197,6 +197,8 @@ PEERS: dict[str, Callable[[GpuWork], Candidate]] = {
     "torch": _torch,
     "stepwise": _forced("stepwise"),
     "single_block": _forced("single_block"),
+    "cluster": _forced("cluster"),
+    "grid": _forced("grid"),
     "haste": _other("haste", "haste_pytorch"),
     "flashrnn": _other("flashrnn", "flashrnn"),
 }

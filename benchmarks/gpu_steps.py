@@ -47,7 +47,7 @@ FLOORS = {
     (1024, 8): 1.35,
     (1024, 64): 2.8,
 }
-_NAMES = ("torch", "fused", "stepwise", "single_block")
+_NAMES = ("torch", "fused", "stepwise", "single_block", "cluster", "grid")
 
 
 def slopes(

@@ -4,7 +4,8 @@ def build_info() -> dict[str, str | list[str]]:
     """Keys version, toolkit ("13.0"), architectures (as in "9.0a", "12.0+PTX")."""
 
 def device_facts(index: int) -> dict[str, int]:
-    """Keys arch (90), sms, shared_per_block and shared_per_sm (bytes) of a device.
+    """Keys arch (90), sms, shared_per_block and shared_per_sm (bytes) of a device, and clusters_2,
+    clusters_4, clusters_8, clusters_16: how many clusters of so many blocks run there at once.
 
     RuntimeError, with the remedy, when there is no such device or the driver is too old.
     """
@@ -13,7 +14,16 @@ def obstacle(arch: int) -> str:
     """Why this build has no code for a device of that architecture, with the remedy, or ""."""
 
 def force_family(name: str | None) -> None:
-    """Has "stepwise" or "single_block" compute every call, None: the plan chooses. For tests."""
+    """Has one of stepwise, single_block, cluster, grid compute every call, None: the plan chooses.
+
+    For tests.
+    """
+
+def set_fault(index: int) -> None:
+    """As if a block of an earlier call on that device had waited in vain for another. For tests."""
+
+def set_across_blocks(on: bool) -> None:
+    """Whether the plan may choose cluster and grid, whose blocks wait for each other."""
 
 def reserve_bytes(T: int, B: int, I: int, H: int, P: int, D: int, dtype: str) -> int:
     """What forward keeps for backward."""

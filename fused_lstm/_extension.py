@@ -48,13 +48,14 @@ def load() -> bool:
 
     Raises:
         ValueError: FUSED_LSTM_CACHE_MB is set to something else than a whole number of megabytes,
-            or FUSED_LSTM_CUDA_KERNELS to something else than 0 or 1.
+            or FUSED_LSTM_CUDA_KERNELS to something else than 0, 1 or all.
     """
     global available, why_missing, why_no_cuda, _module, _cuda_module, _cuda_switched_on
     if available:
         return True
     cache_limit = _cache_limit()
-    _cuda_switched_on = _read_cuda_switch()
+    switch = _read_cuda_switch()
+    _cuda_switched_on = switch != "0"
     try:
         module = import_module("fused_lstm._C")
     except ImportError as error:
@@ -66,6 +67,8 @@ def load() -> bool:
         module.set_cache_limit(cache_limit)
     _module, available, why_missing = module, True, ""
     _cuda_module, why_no_cuda = _load_cuda()
+    if _cuda_module is not None and switch == "all":
+        _cuda_module.set_across_blocks(True)
     return True
 
 
@@ -152,12 +155,16 @@ def _cache_limit() -> int | None:
     return int(text) << 20
 
 
-def _read_cuda_switch() -> bool:
-    """Whether FUSED_LSTM_CUDA_KERNELS turns the CUDA kernels on; they are off where it is unset."""
-    text = os.environ.get(KERNELS_VARIABLE, "").strip()
-    if text not in ("", "0", "1"):
-        raise ValueError(f"{KERNELS_VARIABLE}: expected 0 or 1, got {text!r}")
-    return text == "1"
+def _read_cuda_switch() -> str:
+    """FUSED_LSTM_CUDA_KERNELS: which CUDA kernels may compute.
+
+    "0", also where it is unset: none. "1": those whose blocks never wait for each other. "all":
+    the families cluster and grid too.
+    """
+    text = os.environ.get(KERNELS_VARIABLE, "").strip() or "0"
+    if text not in ("0", "1", "all"):
+        raise ValueError(f"{KERNELS_VARIABLE}: expected 0, 1 or all, got {text!r}")
+    return text
 
 
 def _rebuild(module: str) -> str:

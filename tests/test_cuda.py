@@ -259,7 +259,7 @@ def python(program: str, **environment: str) -> "subprocess.CompletedProcess[str
     )
 
 
-@pytest.mark.parametrize(("value", "on"), [("1", True), ("0", False), ("", False)])
+@pytest.mark.parametrize(("value", "on"), [("1", True), ("0", False), ("", False), ("all", True)])
 def test_environment_turns_kernels_on(value: str, on: bool) -> None:
     program = "import fused_lstm._extension as e; print(e._cuda_switched_on)"
     assert python(program, FUSED_LSTM_CUDA_KERNELS=value).stdout.strip() == str(on)
@@ -267,7 +267,24 @@ def test_environment_turns_kernels_on(value: str, on: bool) -> None:
 
 def test_environment_refuses_another_word() -> None:
     failed = python("import fused_lstm", FUSED_LSTM_CUDA_KERNELS="yes")
-    assert "FUSED_LSTM_CUDA_KERNELS: expected 0 or 1, got 'yes'" in failed.stderr
+    assert "FUSED_LSTM_CUDA_KERNELS: expected 0, 1 or all, got 'yes'" in failed.stderr
+
+
+@pytest.mark.parametrize(("value", "wanted"), [("all", [True]), ("1", []), ("0", [])])
+def test_only_all_lets_blocks_wait_for_each_other(
+    value: str, wanted: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The families cluster and grid have a switch of their own."""
+    asked: list[bool] = []
+    module = StandIn()
+    module.set_across_blocks = asked.append  # type: ignore[attr-defined]
+    monkeypatch.setenv("FUSED_LSTM_CUDA_KERNELS", value)
+    monkeypatch.setattr(_extension, "available", False)
+    monkeypatch.setattr(_extension, "_load_cuda", lambda: (module, ""))
+    for name in ("_cuda_module", "why_no_cuda", "_cuda_switched_on"):
+        monkeypatch.setattr(_extension, name, getattr(_extension, name))
+    _extension.load()
+    assert asked == wanted
 
 
 def load_cuda(patch: pytest.MonkeyPatch, imported: Any, version: str | None) -> tuple[Any, str]:

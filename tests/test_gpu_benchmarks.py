@@ -108,7 +108,9 @@ def test_inputs_rotate_among_copies() -> None:
     assert seen[:3] == seen[3:]
 
 
-@pytest.mark.parametrize("name", ["stepwise", "single_block", "haste", "flashrnn"])
+@pytest.mark.parametrize(
+    "name", ["stepwise", "single_block", "cluster", "grid", "haste", "flashrnn"]
+)
 def test_who_is_not_here_says_so(name: str) -> None:
     work = gpu_peers.work_for(GpuCase(2, 1, 3, 4), "inference", "float32", CPU)
     with pytest.raises(UnavailableError, match=r"not installed|CUDA only"):
@@ -220,7 +222,7 @@ def test_a_step_is_a_slope(monkeypatch: pytest.MonkeyPatch) -> None:
     """A call costs 1 ms and 3 us (ours 2 us) a step: only the steps count."""
 
     def prepare(name: str, work: gpu_peers.GpuWork) -> Candidate:
-        if name == "single_block":
+        if name in ("single_block", "cluster", "grid"):
             raise UnavailableError("not here")
         seconds = 1e-3 + {"torch": 3e-6, "fused": 2e-6, "stepwise": 9e-6}[name] * work.case.T
         return Candidate(lambda: seconds, dict)

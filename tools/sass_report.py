@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-PERSISTENT = r"single_block::\w*(forward|backward)_kernel"  # by their readable names
+PERSISTENT = r"(single_block|sliced)::\w*(forward|backward)_kernel"  # by their readable names
 ARCH = re.compile(r"^arch = (sm_\w+)$|^\s*code for (sm_\w+)$")
 FUNCTION = re.compile(r"^\s*Function\s*:?\s*([\w$.]+)")
 USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+)")

@@ -19,6 +19,7 @@ constexpr const char* kArchitectures = FUSED_LSTM_TEXT(FUSED_LSTM_CUDA_ARCHS);
 
 constexpr int32_t kPlanChooses = -1;
 std::atomic<int32_t> forced{kPlanChooses};
+std::atomic<bool> across{false};
 
 [[noreturn]] void fail(const char* what, cudaError_t error) {
   std::string text =
@@ -38,6 +39,46 @@ int attribute(cudaDeviceAttr name, int32_t index) {
   return value;
 }
 
+// Another device for the length of a scope.
+class CurrentDevice {
+ public:
+  explicit CurrentDevice(int32_t index) {
+    if (cudaGetDevice(&before_) != cudaSuccess || cudaSetDevice(index) != cudaSuccess) before_ = -1;
+  }
+  ~CurrentDevice() {
+    if (before_ >= 0) (void)cudaSetDevice(before_);
+  }
+  CurrentDevice(const CurrentDevice&) = delete;
+  CurrentDevice& operator=(const CurrentDevice&) = delete;
+
+ private:
+  int before_ = -1;
+};
+
+// The word in which a device's kernels say that a block waited in vain: host memory, so that the
+// next call reads it without waiting for the device. Made once, also while a graph is captured.
+uint32_t* fault_word(int32_t index) {
+  static std::mutex lock;
+  static std::map<int32_t, uint32_t*> known;
+  const std::lock_guard<std::mutex> guard(lock);
+  uint32_t*& word = known[index];
+  if (word != nullptr) return word;
+  cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+  (void)cudaThreadExchangeStreamCaptureMode(&mode);
+  void* memory = nullptr;
+  const cudaError_t error =
+      cudaHostAlloc(&memory, sizeof(uint32_t), cudaHostAllocMapped | cudaHostAllocPortable);
+  (void)cudaThreadExchangeStreamCaptureMode(&mode);
+  if (error != cudaSuccess) fail("reserve a word of host memory", error);
+  word = static_cast<uint32_t*>(memory);
+  *word = 0;
+  return word;
+}
+
+bool waits(cuda::Family family) {
+  return family == cuda::Family::kCluster || family == cuda::Family::kGrid;
+}
+
 }  // namespace
 
 const cuda::Device& device_facts(int32_t index) {
@@ -52,6 +93,10 @@ const cuda::Device& device_facts(int32_t index) {
   device.sms = attribute(cudaDevAttrMultiProcessorCount, index);
   device.shared_per_block = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, index);
   device.shared_per_sm = attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, index);
+  if (device_obstacle(device.arch).empty()) {
+    const CurrentDevice current(index);
+    cuda::read_cluster_limits(&device);
+  }
   return known[index] = device;
 }
 
@@ -63,8 +108,22 @@ void force_family(std::optional<cuda::Family> family) {
   forced.store(family ? static_cast<int32_t>(*family) : kPlanChooses, std::memory_order_relaxed);
 }
 
+void set_across_blocks(bool on) { across.store(on, std::memory_order_relaxed); }
+void set_fault(int32_t index) { __atomic_store_n(fault_word(index), 1u, __ATOMIC_RELAXED); }
+bool across_blocks() { return across.load(std::memory_order_relaxed); }
+
 const char* family_name(cuda::Family family) {
-  return family == cuda::Family::kStepwise ? "stepwise" : "single_block";
+  switch (family) {
+    case cuda::Family::kStepwise:
+      return "stepwise";
+    case cuda::Family::kSingleBlock:
+      return "single_block";
+    case cuda::Family::kCluster:
+      return "cluster";
+    case cuda::Family::kGrid:
+      return "grid";
+  }
+  return "?";
 }
 
 LaunchContext::LaunchContext(int32_t device_index, bool tf32) {
@@ -78,6 +137,14 @@ LaunchContext::LaunchContext(int32_t device_index, bool tf32) {
   const int32_t family = forced.load(std::memory_order_relaxed);
   launch_.forced = family != kPlanChooses;
   if (launch_.forced) launch_.family = static_cast<cuda::Family>(family);
+  launch_.across_blocks = across_blocks();
+  if (!launch_.across_blocks && !(launch_.forced && waits(launch_.family))) return;
+  launch_.fault = fault_word(device_index);
+  if (__atomic_exchange_n(launch_.fault, 0u, __ATOMIC_RELAXED) == 0) return;
+  throw std::runtime_error(
+      "fused_lstm: in an earlier call on this GPU a block waited in vain for another and gave up: "
+      "that call's results are not to be used. FUSED_LSTM_CUDA_KERNELS=1 computes without blocks "
+      "that wait for each other");
 }
 
 void LaunchContext::check(Status status, const char* op) const {

@@ -21,6 +21,12 @@ std::vector<std::string> compiled_architectures();
 
 // The family that computes every call of the process from now on; nothing: the plan chooses.
 void force_family(std::optional<cuda::Family> family);
+// Whether the plan may choose families whose blocks wait for each other; not unless this was
+// called.
+void set_across_blocks(bool on);
+bool across_blocks();
+// As if a block of an earlier call on that device had waited in vain: for tests.
+void set_fault(int32_t index);
 const char* family_name(cuda::Family family);
 
 // A launch on the current stream of a device; throws where this build has no code for it.

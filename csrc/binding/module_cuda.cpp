@@ -37,7 +37,11 @@ Facts facts(int32_t index) {
   return {{"arch", device.arch},
           {"sms", device.sms},
           {"shared_per_block", device.shared_per_block},
-          {"shared_per_sm", device.shared_per_sm}};
+          {"shared_per_sm", device.shared_per_sm},
+          {"clusters_2", device.clusters[0]},
+          {"clusters_4", device.clusters[1]},
+          {"clusters_8", device.clusters[2]},
+          {"clusters_16", device.clusters[3]}};
 }
 
 cuda::Launch planned_launch(const Facts& facts, bool tf32) {
@@ -46,6 +50,11 @@ cuda::Launch planned_launch(const Facts& facts, bool tf32) {
   launch.device.sms = static_cast<int32_t>(facts.at("sms"));
   launch.device.shared_per_block = facts.at("shared_per_block");
   launch.device.shared_per_sm = facts.at("shared_per_sm");
+  for (int i = 0; i < 4; ++i) {
+    const auto found = facts.find("clusters_" + std::to_string(2 << i));
+    if (found != facts.end()) launch.device.clusters[i] = static_cast<int32_t>(found->second);
+  }
+  launch.across_blocks = across_blocks();
   launch.math = tf32 ? cuda::Math::kTf32 : cuda::Math::kStrict;
   return launch;
 }
@@ -65,11 +74,12 @@ size_t reserve_bytes(int64_t T, int64_t B, int64_t I, int64_t H, int64_t P, int6
 
 void force(const std::optional<std::string>& name) {
   if (!name) return force_family(std::nullopt);
-  for (const cuda::Family family : {cuda::Family::kStepwise, cuda::Family::kSingleBlock}) {
+  for (const cuda::Family family : {cuda::Family::kStepwise, cuda::Family::kSingleBlock,
+                                    cuda::Family::kCluster, cuda::Family::kGrid}) {
     if (*name == family_name(family)) return force_family(family);
   }
-  throw std::invalid_argument("family: expected stepwise, single_block or None, got '" + *name +
-                              "'");
+  throw std::invalid_argument(
+      "family: expected stepwise, single_block, cluster, grid or None, got '" + *name + "'");
 }
 
 }  // namespace
@@ -83,6 +93,8 @@ PYBIND11_MODULE(_C_cuda, module) {
   module.def("device_facts", &fl::facts, py::arg("index"));
   module.def("obstacle", &fl::device_obstacle, py::arg("arch"));
   module.def("force_family", &fl::force, py::arg("name"));
+  module.def("set_fault", &fl::set_fault, py::arg("index"));
+  module.def("set_across_blocks", &fl::set_across_blocks, py::arg("on"));
   module.def("reserve_bytes", &fl::reserve_bytes, py::arg("T"), py::arg("B"), py::arg("I"),
              py::arg("H"), py::arg("P"), py::arg("D"), py::arg("dtype"));
   module.def("explain_plan", &fl::explain_plan, py::arg("T"), py::arg("B"), py::arg("I"),

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import cuda_kernels, forced
+from families import FAMILIES, cuda_kernels, forced
 
 from fused_lstm import _extension, ops
 
@@ -106,7 +106,7 @@ def kernels(
     request.node.user_properties.append(("kernel_calls", counts.forward + counts.backward))
 
 
-@pytest.fixture(params=["chosen", "stepwise", "single_block"])
+@pytest.fixture(params=["chosen", *FAMILIES])
 def family(request: pytest.FixtureRequest, device: torch.device) -> Iterator[str]:
     """The plan's own choice, then each family of CUDA kernels forced."""
     if request.param == "chosen":

@@ -4,11 +4,37 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+
 from fused_lstm import _extension
 
-__all__ = ["FAMILIES", "cuda_kernels", "forced"]
+__all__ = ["FAMILIES", "cuda_kernels", "forced", "may_refuse"]
 
-FAMILIES = ("stepwise", "single_block")
+FAMILIES = ("stepwise", "single_block", "cluster", "grid")
+
+# H that a forced family takes for certain on the GPU that these were designed on (sm_90): least
+# and most, by precision. A cluster has two blocks at least, and a block 16 units.
+_HELD = {
+    "single_block": (1, {"f32": 128, "tf32": 128, "bf16": 192, "f16": 192}),
+    "cluster": (17, {"f32": 400, "tf32": 400, "bf16": 512, "f16": 512}),
+    "grid": (1, {"f32": 1024, "tf32": 1024, "bf16": 1024, "f16": 1024}),
+}
+
+
+def may_refuse(family: str, precision: str, hidden: int, proj_size: int = 0) -> str:
+    """Why a forced family may refuse a layer, or "" where it must not."""
+    if family not in _HELD:
+        return ""
+    least, most = _HELD[family]
+    if precision not in most:
+        return f"{family} has no {precision}"
+    if proj_size:
+        return f"{family} has no projection"
+    if not least <= hidden <= most[precision]:
+        return f"{family} takes H from {least} to {most[precision]} in {precision}"
+    if torch.cuda.is_available() and torch.cuda.get_device_capability() != (9, 0):
+        return f"{family}: limits are known for sm_90 only"
+    return ""
 
 
 def cuda_kernels() -> Any:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from cases import Case, arguments, call
+from families import may_refuse
 from precisions import PRECISIONS, Precision, tf32
 from test_gpu_values import kernel_or_skip
 from torch import Tensor
@@ -29,8 +30,8 @@ def test_every_run_gives_the_same_bits(
     case: Case, precision: Precision, family: str, device: torch.device
 ) -> None:
     kernel_or_skip(case, precision, device)
-    if family == "single_block" and (precision.dtype == torch.float64 or case.H > 64):
-        pytest.skip("single_block: sizes that every GPU's block holds")
+    if why := may_refuse(family, precision.name, case.H):
+        pytest.skip(why)
     module = fused_lstm.LSTM(case.I, case.H, dtype=precision.dtype, device=device, **case.options)
     leaves = [t.detach().to(device).requires_grad_() for t in arguments(case, precision.dtype)]
 

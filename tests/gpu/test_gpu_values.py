@@ -6,6 +6,7 @@ Against nn.LSTM in float64 on the CPU, and no worse than nn.LSTM on the same GPU
 import pytest
 import torch
 from cases import OPTIONS, PACKED, PROJECTED, SHAPES, Case
+from families import may_refuse
 from pairs import errors, run_case
 from precisions import PRECISIONS, Precision, tf32
 
@@ -33,8 +34,6 @@ LONG = (  # the errors of many steps add up; the recurrence forgets, so the boun
     Case(400, 2, 3, 260, hx=False),
 )
 CASES = SHAPES + OPTIONS + PROJECTED + PACKED + EDGES
-# What one block holds for certain on the GPU that this was designed on (sm_90).
-HELD_BY_ONE_BLOCK = {"f32": 128, "tf32": 128, "bf16": 192, "f16": 192, "f64": 0}
 
 
 def kernel_or_skip(case: Case, precision: Precision, device: torch.device) -> None:
@@ -56,8 +55,8 @@ def check(case: Case, precision: Precision, family: str, device: torch.device) -
         try:
             ours, theirs, exact = run_case(case, precision, device)
         except RuntimeError as refusal:
-            if family == "single_block" and "single_block" in str(refusal):
-                refused(case, precision, str(refusal))
+            if f"{family} was forced" in str(refusal):
+                refused(case, precision, family, str(refusal))
             raise
     found, bar = errors(ours, exact), errors(theirs, exact)
     limits = (precision.output, precision.gradient)
@@ -68,12 +67,12 @@ def check(case: Case, precision: Precision, family: str, device: torch.device) -
         assert mine <= max(limit / 2, 2 * other), f"{what}: off by {mine:.2e}, nn.LSTM {other:.2e}"
 
 
-def refused(case: Case, precision: Precision, reason: str) -> None:
-    """A refusal is right above the limit, and a failure where the block holds the weights."""
-    held = HELD_BY_ONE_BLOCK[precision.name]
-    if held >= case.H and not case.proj_size and torch.cuda.get_device_capability() >= (9, 0):
-        pytest.fail(f"one block holds H = {case.H} in {precision}, but: {reason}")
-    pytest.skip("single_block refuses sizes above its limit, as it must")
+def refused(case: Case, precision: Precision, family: str, reason: str) -> None:
+    """A refusal is right beyond the limits, and a failure where the family holds the weights."""
+    why = may_refuse(family, precision.name, case.H, case.proj_size)
+    if not why:
+        pytest.fail(f"{family} holds H = {case.H} in {precision}, but: {reason}")
+    pytest.skip(why)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -102,8 +101,8 @@ def test_inference_equals_training(precision: Precision, family: str, device: to
             with torch.no_grad():
                 inferred, other = module(x)
         except RuntimeError as refusal:
-            if family == "single_block" and "single_block" in str(refusal):
-                refused(case, precision, str(refusal))
+            if f"{family} was forced" in str(refusal):
+                refused(case, precision, family, str(refusal))
             raise
     for a, b in zip((trained, *state), (inferred, *other), strict=True):
         allowed = precision.output * float(a.detach().abs().max())

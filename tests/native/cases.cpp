@@ -64,6 +64,7 @@ constexpr Field kFields[] = {
     {"family", &Case::family, nullptr, 0, true},
     {"back_family", &Case::back_family, nullptr, 0, true},
     {"schedule", &Case::schedule, nullptr, 0, true},
+    {"units", &Case::units, nullptr, 0, true},
 };
 
 [[noreturn]] void reject(const std::string& token) {

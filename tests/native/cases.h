@@ -63,6 +63,8 @@ struct Case {
   // How CUDA kernels run (tests/simt): the device, Math, the family (0: the plan's choice, 1 + k:
   // family k is forced) and the seed of the scheduler.
   int64_t arch = 90, sms = 132, math = 0, family = 0, back_family = 0, schedule = 1;
+  int64_t units =
+      0;  // of a block, where a family that cuts W_hh up is forced; 0: the plan's choice
 };
 
 constexpr int kGradients = 11;

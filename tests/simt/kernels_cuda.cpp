@@ -18,6 +18,7 @@ namespace cuda = fused_lstm::cuda;
 namespace {
 
 std::string complaint_of_call;
+constexpr int64_t kAcrossBlocks = 5;   // Case::family: the plan may choose any
 const Guarded* host_memory = nullptr;  // batch_sizes of the call under way
 
 void enter_device(bool entered) {
@@ -43,6 +44,7 @@ Status run(const Case& c, const Problem& p, Call call) {
     problem.batch_sizes = static_cast<const int64_t*>(batch_sizes.data());
   }
   host_memory = &batch_sizes;
+  kernels::fault = 0;
   simt::options.seed = static_cast<uint64_t>(c.schedule);
   simt::options.around_kernel = enter_device;
   enter_device(false);
@@ -53,6 +55,7 @@ Status run(const Case& c, const Problem& p, Call call) {
   } catch (const simt::Error& e) {
     complaint_of_call = e.what();
   }
+  if (complaint_of_call.empty() && kernels::fault != 0) complaint_of_call = "a block gave up";
   host_memory = nullptr;
   enter_device(true);
   simt::options.around_kernel = nullptr;
@@ -70,14 +73,23 @@ cuda::Launch make_launch(const Case& c, bool backward) {
   launch.blas.multiply = multiply;
   launch.math = static_cast<cuda::Math>(c.math);
   const int64_t family = backward ? c.back_family : c.family;
-  launch.forced = family > 0;
-  launch.family = static_cast<cuda::Family>(family > 0 ? family - 1 : 0);
+  launch.across_blocks = family == kAcrossBlocks;
+  launch.forced = family > 0 && !launch.across_blocks;
+  launch.family = static_cast<cuda::Family>(launch.forced ? family - 1 : 0);
+  launch.units = static_cast<int32_t>(c.units);
+  launch.fault = &kernels::fault;
+  launch.patience = kernels::patience;
+  for (int i = 0; i < 4 && c.arch >= 90; ++i) {
+    launch.device.clusters[i] = launch.device.sms / (2 << i);
+  }
   return launch;
 }
 
 namespace kernels {
 
 const size_t kAlignment = 256;
+uint32_t fault = 0;
+uint64_t patience = uint64_t{10} * 1000 * 1000 * 1000;
 
 size_t reserve_bytes(const Case&, const Problem& p) { return cuda::reserve_bytes(p); }
 

@@ -7,3 +7,8 @@
 
 // The device and options of a case; products by multiply_plainly.
 fused_lstm::cuda::Launch make_launch(const Case& c, bool backward);
+
+namespace kernels {
+extern uint32_t fault;     // Launch::fault of the call just made
+extern uint64_t patience;  // Launch::patience of calls to come
+}  // namespace kernels

@@ -149,6 +149,14 @@ void check_statuses(Suite& suite) {
     c.launch.family = cuda::Family::kSingleBlock;
     c.launch.device.arch = 75;
   });
+  check_refused(suite, "a grid on sm_75 is forced", unsupported, [](Call& c) {
+    c.launch.family = cuda::Family::kGrid;
+    c.launch.device.arch = 75;
+  });
+  check_refused(suite, "a cluster on sm_80 is forced", unsupported, [](Call& c) {
+    c.launch.family = cuda::Family::kCluster;
+    c.launch.device.arch = 80;
+  });
   check_refused(suite, "the BLAS refuses", Status::kLaunchFailed,
                 [](Call& c) { c.launch.blas.multiply = refuse; });
 }

@@ -18,6 +18,8 @@ struct Device {
   int32_t sms = 0;               // multiprocessors
   int64_t shared_per_block = 0;  // bytes of shared memory that one block may opt in to
   int64_t shared_per_sm = 0;
+  // Clusters of 2, 4, 8 and 16 of our blocks that run at once: 0 where there are none.
+  int32_t clusters[4] = {0, 0, 0, 0};
 };
 
 // How float32 products are formed; cuDNN's switch for RNNs decides, as it does for nn.LSTM.
@@ -27,6 +29,10 @@ enum class Math : int32_t { kStrict = 0, kTf32 = 1 };
 enum class Family : int32_t {
   kStepwise = 0,     // a library product and one fused pointwise kernel per step: everything
   kSingleBlock = 1,  // all of W_hh in one block's registers and shared memory, one launch
+  // W_hh cut into slices, one for each of the blocks that share a batch group; they wait for each
+  // other every step. Only with Launch::across_blocks.
+  kCluster = 2,  // the blocks of a group are a cluster (sm_90)
+  kGrid = 3,     // they are spread over the device by a cooperative launch
 };
 
 // C [m, n] = op(A) [m, k] op(B) [k, n] + beta C, all row-major; a_row, b_row, c_row are the strides
@@ -59,6 +65,14 @@ struct Launch {
   // Tests and benchmarks may force a family; a call it cannot compute is then kUnsupported.
   bool forced = false;
   Family family = Family::kStepwise;
+  // And how many units each block of kCluster and kGrid has: 16, 32 or 64; 0: the plan chooses.
+  int32_t units = 0;
+  // Whether the plan may choose kCluster and kGrid.
+  bool across_blocks = false;
+  // A word that kernels can reach and that outlives the call, or null. Set to 1 when a block waited
+  // for another longer than `patience` nanoseconds: the results of that call mean nothing.
+  uint32_t* fault = nullptr;
+  uint64_t patience = uint64_t{10} * 1000 * 1000 * 1000;
 };
 
 // The family that computes this call, by shape, dtype and device; a pure function (plan.cpp).
@@ -79,7 +93,9 @@ Status forward(const Problem& problem, const Outputs& outputs, void* workspace,
 Status backward(const Problem& problem, const Gradients& gradients, void* workspace,
                 size_t workspace_bytes, const Launch& launch);
 const char* last_error();  // of this thread; never null
-// One human-readable line: which family, why, with which tiles.
+// Fills in device.clusters by what occupancy says of the present device.
+void read_cluster_limits(Device* device);
+// One human-readable line: which family, why, with which tiles, and how long a step should take.
 void explain(const Problem& problem, bool training, const Launch& launch, char* text,
              size_t text_bytes);
 

@@ -34,6 +34,12 @@ constexpr bool kResidentKernels = false;
 #else
 constexpr bool kResidentKernels = true;
 #endif
+// The same for kernels whose blocks form a cluster.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr bool kClusters = false;
+#else
+constexpr bool kClusters = kResidentKernels;
+#endif
 // Where they are not: a launch there ends with an error instead of nothing.
 DEVICE void refuse() {
 #ifdef __CUDACC__
@@ -218,35 +224,194 @@ DEVICE uint32_t to_tf32(float value) {  // nearest, ties away from zero
   return bits;
 }
 
+// ---- between blocks
+// ------------------------------------------------------------------------------
+//
+// What one block writes and another reads within a kernel: written plainly, then a barrier of the
+// block, then a release by one of its threads; acquired by one thread of the reader, then a barrier
+// of that block, then load_shared_by_blocks, which takes no stale line of L1.
+
+DEVICE uint4 load_shared_by_blocks(const uint4* from) {
+#ifdef __CUDACC__
+  uint4 v;
+  asm volatile("ld.global.cg.v4.u32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(from)
+               : "memory");
+  return v;
+#else
+  return *from;
+#endif
+}
+DEVICE uint32_t load_acquire(const uint32_t* from) {
+#if !defined(__CUDACC__)
+  simt::maybe_leave();
+  return *from;
+#elif !defined(__CUDA_ARCH__) || __CUDA_ARCH__ < 700
+  return *from;
+#else
+  uint32_t value;
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(from) : "memory");
+  return value;
+#endif
+}
+// Only integers that are counted are ever added to: no result depends on an order.
+DEVICE void add_release(uint32_t* to, uint32_t value) {
+#if !defined(__CUDACC__)
+  simt::update(to, value, true);
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 700
+  asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(to), "r"(value) : "memory");
+#endif
+}
+// Seen by every block, and by the host where the memory is the host's.
+DEVICE void store_for_all(uint32_t* to, uint32_t value) {
+#if !defined(__CUDACC__)
+  simt::update(to, value, false);
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 700
+  asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(to), "r"(value) : "memory");
+#endif
+}
+// For a thread that looks again and again: lets others go on.
+DEVICE void pause() { ON_GPU(__nanosleep(20), simt::poll()); }
+DEVICE uint64_t nanoseconds() {
+#ifdef __CUDACC__
+  uint64_t now;
+  asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
+  return now;
+#else
+  return simt::clock_now;
+#endif
+}
+
+// A cluster's barrier in two halves: what a thread wrote before it arrived, also into the shared
+// memory of other blocks, all see who have waited. Called by all threads, of a warp in any order:
+// what comes before is divergent, so neither half may be the aligned one.
+DEVICE void cluster_arrive() {
+#if !defined(__CUDACC__)
+  simt::cluster_arrive();
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.release;" ::: "memory");
+#endif
+}
+#ifdef __CUDACC__
+DEVICE void cluster_wait() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
+#endif
+}
+#else
+inline void cluster_wait(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+  simt::cluster_wait({file, line});
+}
+#endif
+// Stores a word where `mine`, a place in shared memory, lies in block `rank` of the cluster.
+DEVICE void store_in_cluster(uint32_t* mine, uint32_t rank, uint32_t value) {
+#if !defined(__CUDACC__)
+  *simt::shared_of_rank(mine, rank) = value;
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  uint32_t there;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
+               : "=r"(there)
+               : "r"(shared_address(mine)), "r"(rank));
+  asm volatile("st.shared::cluster.u32 [%0], %1;" ::"r"(there), "r"(value) : "memory");
+#endif
+}
+
 // ---- host: one launch call for both worlds
 // -------------------------------------------------------
 
 struct Launch {
   dim3 grid, block;
   size_t shared = 0;
+  unsigned cluster = 1;      // blocks of a cluster, neighbours in x
+  bool cooperative = false;  // all blocks are under way at once, or the launch is refused
 };
+
+#ifdef __CUDACC__
+// Lets a kernel have what `how` asks for.
+template <class... Parameters>
+cudaError_t prepare(void (*kernel)(Parameters...), const Launch& how) {
+  cudaError_t status = cudaSuccess;
+  if (how.shared > 48 * 1024) {
+    status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                  static_cast<int>(how.shared));
+  }
+  if (status == cudaSuccess && how.cluster > 8) {
+    status = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+  }
+  return status;
+}
+
+inline cudaLaunchConfig_t configuration(const Launch& how, cudaStream_t stream,
+                                        cudaLaunchAttribute (&attributes)[2]) {
+  cudaLaunchConfig_t config = {};
+  config.gridDim = how.grid;
+  config.blockDim = how.block;
+  config.dynamicSmemBytes = how.shared;
+  config.stream = stream;
+  config.attrs = attributes;
+  if (how.cluster > 1) {
+    cudaLaunchAttribute& cluster = attributes[config.numAttrs++];
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim.x = how.cluster;
+    cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+  }
+  if (how.cooperative) {
+    cudaLaunchAttribute& cooperative = attributes[config.numAttrs++];
+    cooperative.id = cudaLaunchAttributeCooperative;
+    cooperative.val.cooperative = 1;
+  }
+  return config;
+}
+#endif
 
 // Queues kernel(arguments...) on the stream; 0, or CUDA's error code.
 template <class... Parameters>
 int launch(void (*kernel)(Parameters...), const Launch& how, cudaStream_t stream,
            std::common_type_t<Parameters>... arguments) {
 #ifdef __CUDACC__
-  if (how.shared > 48 * 1024) {
-    const cudaError_t status = cudaFuncSetAttribute(
-        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(how.shared));
-    if (status != cudaSuccess) return status;
-  }
-  cudaLaunchConfig_t config = {};
-  config.gridDim = how.grid;
-  config.blockDim = how.block;
-  config.dynamicSmemBytes = how.shared;
-  config.stream = stream;
+  const cudaError_t status = prepare(kernel, how);
+  if (status != cudaSuccess) return status;
+  cudaLaunchAttribute attributes[2];
+  const cudaLaunchConfig_t config = configuration(how, stream, attributes);
   return cudaLaunchKernelEx(&config, kernel, arguments...);
 #else
   (void)stream;
-  return simt::launch(kernel, {how.grid, how.block, how.shared}, arguments...) ? 0 : 1;
+  return simt::launch(kernel, {how.grid, how.block, how.shared, how.cluster, how.cooperative},
+                      arguments...)
+             ? 0
+             : 1;
 #endif
 }
+
+// How many blocks of such a launch a multiprocessor takes at once, or how many of its clusters the
+// device: 0 where the launch would be refused. Leaves no error behind.
+template <class... Parameters>
+int most_at_once(void (*kernel)(Parameters...), const Launch& how) {
+  int count = 0;
+#ifdef __CUDACC__
+  cudaError_t status = prepare(kernel, how);
+  if (status == cudaSuccess && how.cluster > 1) {
+    cudaLaunchAttribute attributes[2];
+    const cudaLaunchConfig_t config = configuration(how, nullptr, attributes);
+    status = cudaOccupancyMaxActiveClusters(&count, kernel, &config);
+  } else if (status == cudaSuccess) {
+    status = cudaOccupancyMaxActiveBlocksPerMultiprocessor(
+        &count, kernel, static_cast<int>(how.block.x), how.shared);
+  }
+  if (status != cudaSuccess) {
+    (void)cudaGetLastError();
+    return 0;
+  }
+#else
+  (void)kernel;
+  count = simt::options.coresident > 0 && how.shared <= simt::options.shared_limit ? 1 : 0;
+#endif
+  return count;
+}
+
+// A refusal that is answered is no error of a later call.
+inline void forget_error() { ON_GPU((void)cudaGetLastError(), (void)0); }
 
 inline const char* error_text(int error) {
   return ON_GPU(cudaGetErrorString(static_cast<cudaError_t>(error)),

@@ -62,6 +62,16 @@ void set_last_error(const char* format, ...) {
 
 const char* last_error() { return error_line; }
 
+namespace {
+
+// What nobody forces is computed stepwise instead.
+Status no_room() {
+  set_last_error("the device has no room for all blocks of the forced family at once");
+  return Status::kLaunchFailed;
+}
+
+}  // namespace
+
 Status forward(const Problem& problem, const Outputs& outputs, void* workspace,
                size_t workspace_bytes, const Launch& launch) {
   const bool training = outputs.reserve != nullptr;
@@ -72,8 +82,15 @@ Status forward(const Problem& problem, const Outputs& outputs, void* workspace,
   if (forward_workspace_bytes(problem, training, launch) > workspace_bytes) {
     return Status::kWorkspaceTooSmall;
   }
-  if (choose_family(problem, training, launch) == Family::kSingleBlock) {
+  const Family family = choose_family(problem, training, launch);
+  if (family == Family::kSingleBlock) {
     return single_block::forward(problem, outputs, workspace, launch);
+  }
+  if (is_sliced(family)) {
+    const sliced::Plan plan = sliced_plan(family, problem, false, launch);
+    Status done;
+    if (sliced::forward(problem, outputs, plan, workspace, launch, &done)) return done;
+    if (launch.forced) return no_room();
   }
   return stepwise::forward(problem, outputs, workspace, launch);
 }
@@ -87,8 +104,15 @@ Status backward(const Problem& problem, const Gradients& gradients, void* worksp
   if (backward_workspace_bytes(problem, gradients, launch) > workspace_bytes) {
     return Status::kWorkspaceTooSmall;
   }
-  if (choose_family(problem, true, launch) == Family::kSingleBlock) {
+  const Family family = choose_family(problem, true, launch);
+  if (family == Family::kSingleBlock) {
     return single_block::backward(problem, gradients, workspace, launch);
+  }
+  if (is_sliced(family)) {
+    const sliced::Plan plan = sliced_plan(family, problem, true, launch);
+    Status done;
+    if (sliced::backward(problem, gradients, plan, workspace, launch, &done)) return done;
+    if (launch.forced) return no_room();
   }
   return stepwise::backward(problem, gradients, workspace, launch);
 }

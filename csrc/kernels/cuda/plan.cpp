@@ -2,7 +2,9 @@
 // nothing here touches a device.
 #include "plan.h"
 
+#include <cmath>
 #include <cstdio>
+#include <initializer_list>
 
 #include "reserve.h"
 #include "single_block.h"
@@ -11,6 +13,51 @@
 namespace fused_lstm {
 namespace cuda {
 
+namespace {
+
+// A step of the stepwise family, in one direction: two launches that wait for each other, W_hh and
+// the rows' gates through L2 or memory, and the multiplications, each with what an H100 gives a
+// library.
+double stepwise_us(const Problem& p, const Launch& launch) {
+  constexpr double kLaunchUs = 2.2, kBytesPerUs = 2.5e6;
+  double flops_per_us = 4e8;  // 16 bits
+  if (p.dtype == DType::kFloat32) flops_per_us = launch.math == Math::kTf32 ? 2e8 : 4e7;
+  if (p.dtype == DType::kFloat64) flops_per_us = 3e7;
+  const double H = static_cast<double>(p.H), P = static_cast<double>(p.P);
+  const double B = static_cast<double>(p.B), bytes = static_cast<double>(element_bytes(p.dtype));
+  const double moved = 4 * H * P * bytes + 12 * B * H * 4;
+  const double launches = p.weights[0].w_hr != nullptr ? 4 : 2;
+  return launches * kLaunchUs + moved / kBytesPerUs + 8 * H * P * B / flops_per_us;
+}
+
+}  // namespace
+
+sliced::Plan sliced_plan(Family family, const Problem& problem, bool backward,
+                         const Launch& launch) {
+  return sliced::plan(problem, family == Family::kCluster, backward, launch);
+}
+
+double predicted_us(Family family, const Problem& problem, bool training, const Launch& launch) {
+  if (!computes(family, problem, training, launch)) return INFINITY;
+  double us = 0;
+  for (const bool backward : {false, true}) {
+    if (backward && !training) continue;
+    switch (family) {
+      case Family::kStepwise:
+        us += problem.D * stepwise_us(problem, launch);
+        break;
+      case Family::kSingleBlock:
+        us += single_block::plan(problem, backward, launch).us;
+        break;
+      case Family::kCluster:
+      case Family::kGrid:
+        us += sliced_plan(family, problem, backward, launch).us;
+        break;
+    }
+  }
+  return us;
+}
+
 // The one place where a family says what it can compute.
 bool computes(Family family, const Problem& problem, bool training, const Launch& launch) {
   switch (family) {
@@ -18,37 +65,85 @@ bool computes(Family family, const Problem& problem, bool training, const Launch
       return true;
     case Family::kSingleBlock:
       return single_block::fits(problem, training, launch);
+    case Family::kCluster:
+    case Family::kGrid:
+      return sliced_plan(family, problem, false, launch).refusal == nullptr &&
+             (!training || sliced_plan(family, problem, true, launch).refusal == nullptr);
   }
   return false;
 }
 
+// One block wherever that fits: it waits for nobody. Elsewhere the quickest, among families whose
+// blocks wait for each other only where those are wanted.
 Family choose_family(const Problem& problem, bool training, const Launch& launch) {
   if (launch.forced) return launch.family;
-  const bool fits = computes(Family::kSingleBlock, problem, training, launch);
-  return fits ? Family::kSingleBlock : Family::kStepwise;
+  if (computes(Family::kSingleBlock, problem, training, launch)) return Family::kSingleBlock;
+  Family best = Family::kStepwise;
+  if (!launch.across_blocks) return best;
+  double least = predicted_us(best, problem, training, launch);
+  for (const Family family : {Family::kCluster, Family::kGrid}) {
+    const double us = predicted_us(family, problem, training, launch);
+    if (us < least) least = us, best = family;
+  }
+  return best;
 }
 
 size_t reserve_bytes(const Problem& problem) {
   return static_cast<size_t>(reserve_layout(problem).bytes);
 }
 
+// Where the device turns out to have no room for a sliced family, the stepwise one computes.
 size_t forward_workspace_bytes(const Problem& problem, bool training, const Launch& launch) {
-  if (choose_family(problem, training, launch) == Family::kSingleBlock) {
+  const Family family = choose_family(problem, training, launch);
+  int64_t bytes = 0;
+  if (family == Family::kSingleBlock) {
     const single_block::Plan plan = single_block::plan(problem, false, launch);
     return static_cast<size_t>(single_block::forward_scratch(problem, plan, nullptr).bytes);
   }
-  return static_cast<size_t>(stepwise::forward_scratch(problem, training, nullptr).bytes);
+  if (is_sliced(family)) {
+    const sliced::Plan plan = sliced_plan(family, problem, false, launch);
+    if (plan.refusal == nullptr) bytes = sliced::forward_scratch(problem, plan, nullptr).bytes;
+  }
+  const int64_t stepwise = stepwise::forward_scratch(problem, training, nullptr).bytes;
+  return static_cast<size_t>(bytes > stepwise ? bytes : stepwise);
 }
 
 size_t backward_workspace_bytes(const Problem& problem, const Gradients& gradients,
                                 const Launch& launch) {
-  if (choose_family(problem, true, launch) == Family::kSingleBlock) {
+  const Family family = choose_family(problem, true, launch);
+  int64_t bytes = 0;
+  if (family == Family::kSingleBlock) {
     const single_block::Plan plan = single_block::plan(problem, true, launch);
     return static_cast<size_t>(
         single_block::backward_scratch(problem, gradients, plan, nullptr).bytes);
   }
-  return static_cast<size_t>(stepwise::backward_scratch(problem, gradients, nullptr).bytes);
+  if (is_sliced(family)) {
+    const sliced::Plan plan = sliced_plan(family, problem, true, launch);
+    if (plan.refusal == nullptr) {
+      bytes = sliced::backward_scratch(problem, gradients, plan, nullptr).bytes;
+    }
+  }
+  const int64_t stepwise = stepwise::backward_scratch(problem, gradients, nullptr).bytes;
+  return static_cast<size_t>(bytes > stepwise ? bytes : stepwise);
 }
+
+namespace {
+
+// What a switch that is off keeps the plan from, for the line about what computes instead.
+const char* would_be_sliced(const Problem& problem, bool training, Launch launch) {
+  if (launch.forced || launch.across_blocks) return "";
+  launch.across_blocks = true;
+  switch (choose_family(problem, training, launch)) {
+    case Family::kCluster:
+      return "; the cluster family, off by default, is predicted to be quicker";
+    case Family::kGrid:
+      return "; the grid family, off by default, is predicted to be quicker";
+    default:
+      return "";
+  }
+}
+
+}  // namespace
 
 void explain(const Problem& problem, bool training, const Launch& launch, char* text,
              size_t text_bytes) {
@@ -62,14 +157,20 @@ void explain(const Problem& problem, bool training, const Launch& launch, char* 
     single_block::explain(problem, training, launch, text, text_bytes);
     return;
   }
+  if (is_sliced(family)) {
+    sliced::explain(sliced_plan(family, problem, false, launch), training, launch, text,
+                    text_bytes);
+    return;
+  }
   const int64_t rows = row_count(problem);
   const int64_t most = stepwise::forward_scratch(problem, training, nullptr).chunk_rows;
-  std::snprintf(text, text_bytes,
-                "cuda sm_%d: stepwise, a library product and one fused kernel per step%s; input "
-                "projected ahead, %lld of %lld rows at a time",
-                launch.device.arch,
-                problem.weights[0].w_hr ? ", two of each with a projection" : "",
-                static_cast<long long>(most), static_cast<long long>(rows));
+  std::snprintf(
+      text, text_bytes,
+      "cuda sm_%d: stepwise, a library product and one fused kernel per step%s; input "
+      "projected ahead, %lld of %lld rows at a time; predicted %.1f us per step%s",
+      launch.device.arch, problem.weights[0].w_hr ? ", two of each with a projection" : "",
+      static_cast<long long>(most), static_cast<long long>(rows),
+      predicted_us(family, problem, false, launch), would_be_sliced(problem, training, launch));
 }
 
 }  // namespace cuda

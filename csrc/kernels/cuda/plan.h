@@ -2,9 +2,20 @@
 #pragma once
 
 #include "cuda.h"
+#include "sliced.h"
 
 namespace fused_lstm {
 namespace cuda {
+
+// How a sliced family would compute one pass of a call; refusal says why not.
+sliced::Plan sliced_plan(Family family, const Problem& problem, bool backward,
+                         const Launch& launch);
+inline bool is_sliced(Family family) {
+  return family == Family::kCluster || family == Family::kGrid;
+}
+// Microseconds of one step of a call, backward too where it is for training; infinite where the
+// family cannot compute it. By models: only what is smaller matters.
+double predicted_us(Family family, const Problem& problem, bool training, const Launch& launch);
 
 // Whether the family can compute this call at all.
 bool computes(Family family, const Problem& problem, bool training, const Launch& launch);

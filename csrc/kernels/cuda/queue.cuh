@@ -35,6 +35,17 @@ class Queue {
                    how.grid.y, how.block.x, how.block.y, device::error_text(error));
   }
 
+  // The same for a launch that the device may have no room for: false, and no error, where it has
+  // none.
+  template <class Arguments>
+  bool try_run(void (*kernel)(Arguments), const device::Launch& how, const Arguments& arguments) {
+    if (!ok_) return true;
+    const int error =
+        device::launch(kernel, how, static_cast<cudaStream_t>(launch_.stream), arguments);
+    if (error != 0) device::forget_error();
+    return error == 0;
+  }
+
   // c [m, n] = op(a) [m, k] op(b) [k, n], added to c when `add`. a and b as stored, c as computed.
   void multiply(int64_t m, int64_t n, int64_t k, const Operand& a, const Operand& b, void* c,
                 bool add) {

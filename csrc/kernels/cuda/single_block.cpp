@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <initializer_list>
 
+#include "pieces.h"
 #include "steps.h"
 
 namespace fused_lstm {
@@ -27,6 +28,8 @@ const char* refusal(const Problem& p, const Launch& launch) {
   if (p.T > INT32_MAX || p.B > INT32_MAX || p.I > INT32_MAX) return "a size needs 64 bits";
   return nullptr;
 }
+
+constexpr double kCyclesPerUs = 1750;
 
 // Cycles of one step, by a model; only the ratio between two row counts matters. What a step waits
 // for whatever the rows, and what each tile of rows adds: cells, and either tensor core work or, in
@@ -62,7 +65,7 @@ Plan plan(const Problem& p, bool backward, const Launch& launch) {
     const int64_t cost = waves * step_cycles(tiles);
     if (result.refusal != nullptr || cost < least) {
       least = cost;
-      result = {nullptr, tiles, depth, blocks, shared};
+      result = {nullptr, tiles, depth, blocks, shared, static_cast<double>(cost) / kCyclesPerUs};
     }
     return true;
   };
@@ -80,41 +83,21 @@ bool fits(const Problem& p, bool training, const Launch& launch) {
 void explain(const Problem& p, bool training, const Launch& launch, char* text, size_t text_bytes) {
   const Plan chosen = plan(p, false, launch);
   const Tiles& tiles = chosen.tiles;
-  std::snprintf(text, text_bytes,
-                "cuda sm_%d: single block, the whole sequence in one launch%s: %lld blocks of %d "
-                "threads, %d rows and %lld bytes of shared memory each; input %s",
-                launch.device.arch, training ? " each way" : "",
-                static_cast<long long>(chosen.blocks * p.D), tiles.threads(), tiles.rows,
-                static_cast<long long>(chosen.shared_bytes),
-                chosen.input_depth > 0 ? "read directly" : "projected ahead");
+  std::snprintf(
+      text, text_bytes,
+      "cuda sm_%d: single block, the whole sequence in one launch%s: %lld blocks of %d "
+      "threads, %d rows and %lld bytes of shared memory each; input %s; predicted %.1f us "
+      "per step",
+      launch.device.arch, training ? " each way" : "", static_cast<long long>(chosen.blocks * p.D),
+      tiles.threads(), tiles.rows, static_cast<long long>(chosen.shared_bytes),
+      chosen.input_depth > 0 ? "read directly" : "projected ahead", chosen.us);
 }
 
 namespace {
 
-// Hands out pieces of a workspace, each aligned; counts only, where there is none.
-class Pieces {
- public:
-  explicit Pieces(void* base) : base_(static_cast<char*>(base)) {}
-  // Null when not wanted.
-  template <class T>
-  void take(T*& piece, int64_t bytes, bool wanted = true) {
-    piece = nullptr;
-    if (!wanted) return;
-    if (base_ != nullptr) piece = reinterpret_cast<T*>(base_ + bytes_);
-    bytes_ += aligned(bytes);
-  }
-  int64_t bytes() const { return bytes_; }
-
- private:
-  char* base_;
-  int64_t bytes_ = 0;
-};
-
 int64_t packed_bytes(const Problem& p, const Tiles& tiles, int64_t depth) {
   return p.D * depth * tiles.warps() * tiles.warp_tiles() * kFragmentBytes;
 }
-
-bool rows_of_x_are_uniform(const Problem& p) { return Rows{p.x_t, p.x_b}.uniform(p, p.I) != 0; }
 
 }  // namespace
 

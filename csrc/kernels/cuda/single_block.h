@@ -23,6 +23,7 @@ struct Plan {
   int32_t input_depth = 0;  // forward: of x read directly, see Tiles; 0: x comes projected
   int64_t blocks = 0;       // groups of rows, per direction
   int64_t shared_bytes = 0;
+  double us = 0;  // of one step, by a model
 };
 Plan plan(const Problem& problem, bool backward, const Launch& launch);
 // Whether this family computes the call, and its backward where one follows.

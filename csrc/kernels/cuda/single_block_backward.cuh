@@ -50,17 +50,20 @@ struct RowState {
   Pair<float> c_prev;
 
   DEVICE bool active(int s) const { return s >= begin && s < end; }
+  DEVICE void place(const BlockRows& block, int row, const UnitPair& pair) {
+    const bool exists = row < block.rows && pair.exists;
+    const int length = block.length(row);
+    begin = !exists ? block.steps + 1 : block.reverse() ? 0 : block.steps - length;
+    end = !exists ? -1 : block.reverse() ? length : block.steps;
+  }
 };
 
 template <class T>
 DEVICE void begin_row(const BackwardCall<T>& call, const BlockRows& block, int row,
                       const UnitPair& pair, RowState<T>& state) {
-  const bool exists = row < block.rows && pair.exists;
-  const int length = block.length(row);
-  state.begin = !exists ? block.steps + 1 : block.reverse() ? 0 : block.steps - length;
-  state.end = !exists ? -1 : block.reverse() ? length : block.steps;
+  state.place(block, row, pair);
   state.dc[0] = state.dc[1] = 0.0f;
-  if (!exists || call.dc_n == nullptr) return;
+  if (state.end < 0 || call.dc_n == nullptr) return;
   const Pair<T> dc =
       load_pair(call.dc_n + block.state(row, call.hidden) + pair.unit, call.wide_states, pair.both);
   state.dc[0] = device::to_float(dc.first), state.dc[1] = device::to_float(dc.second);
@@ -97,14 +100,12 @@ DEVICE void fetch_row(const BackwardCall<T>& call, const BlockRows& block, int r
   }
 }
 
-// The cells of a pair of units in one row at step s. dh: what the step after it in time sends back.
-// dz goes into the row of the next state [gate][kUnits], to memory, and into db [gate][unit].
-template <class Number, class Element, int kUnits>
-DEVICE void backward_cells(const BackwardCall<Stored<Element>>& call, const BlockRows& block,
-                           int row, int s, int64_t first, const UnitPair& pair, float (&dh)[2],
-                           RowState<Stored<Element>>& state, uint32_t* next_state,
-                           float (&db)[4][2]) {
-  using T = Stored<Element>;
+// The cells of a pair of units in one row at step s: dz [gate][unit]. dh: what the step after it in
+// time sends back. False where the row has no such step.
+template <class Number, class T>
+DEVICE bool cell_gradients(const BackwardCall<T>& call, const BlockRows& block, int row, int s,
+                           const UnitPair& pair, float (&dh)[2], RowState<T>& state,
+                           float (&dz)[4][2]) {
   const int hidden = call.hidden;
   const int64_t at = block.state(row, hidden) + pair.unit;
   if (s == state.end) {
@@ -113,7 +114,7 @@ DEVICE void backward_cells(const BackwardCall<Stored<Element>>& call, const Bloc
       store_pair(call.dc0 + at, state.dc[0], state.dc[1], pair.wide, pair.both);
     }
   }
-  if (!state.active(s)) return;
+  if (!state.active(s)) return false;
   if (s == state.begin) {  // no step after it: what came is zeros times weights, not all finite
     dh[0] = dh[1] = 0.0f;
     if (call.dh_n != nullptr) {
@@ -124,7 +125,6 @@ DEVICE void backward_cells(const BackwardCall<Stored<Element>>& call, const Bloc
   if (call.dy != nullptr) {
     dh[0] += device::to_float(state.dy.first), dh[1] += device::to_float(state.dy.second);
   }
-  float dz[4][2];
 #pragma unroll
   for (int q = 0; q < 2; ++q) {
     const auto gate = [&](int k) {
@@ -140,13 +140,35 @@ DEVICE void backward_cells(const BackwardCall<Stored<Element>>& call, const Bloc
     dz[0][q] = exists ? d.i.value : 0.0f, dz[1][q] = exists ? d.f.value : 0.0f;
     dz[2][q] = exists ? d.g.value : 0.0f, dz[3][q] = exists ? d.o.value : 0.0f;
   }
+  return true;
+}
+
+// dz to memory and into db [gate][unit].
+template <class T>
+DEVICE void store_dz(const BackwardCall<T>& call, const BlockRows& block, int row, int64_t first,
+                     const UnitPair& pair, const float (&dz)[4][2], float (&db)[4][2]) {
+  const int hidden = call.hidden;
   T* const to = call.dz[block.direction] + (first + block.first_row + row) * 4 * hidden + pair.unit;
 #pragma unroll
   for (int gate = 0; gate < 4; ++gate) {
-    put_pair<Element>(next_state, gate * kUnits + pair.unit, dz[gate][0], dz[gate][1]);
     store_pair(to + gate * hidden, dz[gate][0], dz[gate][1], pair.wide, pair.both);
     db[gate][0] += dz[gate][0], db[gate][1] += dz[gate][1];
   }
+}
+
+// Both; dz goes into the row of the next state [gate][kUnits] besides.
+template <class Number, class Element, int kUnits>
+DEVICE void backward_cells(const BackwardCall<Stored<Element>>& call, const BlockRows& block,
+                           int row, int s, int64_t first, const UnitPair& pair, float (&dh)[2],
+                           RowState<Stored<Element>>& state, uint32_t* next_state,
+                           float (&db)[4][2]) {
+  float dz[4][2];
+  if (!cell_gradients<Number>(call, block, row, s, pair, dh, state, dz)) return;
+#pragma unroll
+  for (int gate = 0; gate < 4; ++gate) {
+    put_pair<Element>(next_state, gate * kUnits + pair.unit, dz[gate][0], dz[gate][1]);
+  }
+  store_dz(call, block, row, first, pair, dz, db);
 }
 
 // ---- the tensor core kernel ---------------------------------------------------------------------

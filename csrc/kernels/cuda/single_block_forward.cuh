@@ -124,24 +124,9 @@ DEVICE void load_c0(const ForwardCall<T>& call, const BlockRows& block, int row,
   c[0] = device::to_float(c0.first), c[1] = device::to_float(c0.second);
 }
 
-// The cells of a pair of units in one row: z [gate][unit] before activation, bias and x included
-// unless x comes projected; projected: the row's. h goes into the row of the next state, y, and
-// h_n when this is the row's last step.
-template <class Number, class Element>
-DEVICE void forward_cells(const ForwardCall<Stored<Element>>& call, const BlockRows& block, int row,
-                          int length, int time, int64_t first, const UnitPair& pair,
-                          float (&z)[4][2], const float* projected, float (&c)[2],
-                          uint32_t* next_state) {
-  using T = Stored<Element>;
-  const int hidden = call.hidden, b = block.first_row + row;
-  if (call.input_depth == 0) {
-#pragma unroll
-    for (int gate = 0; gate < 4; ++gate) {
-      const Pair<float> x = load_pair(projected + gate * hidden + pair.unit, pair.wide, pair.both);
-      z[gate][0] += x.first, z[gate][1] += x.second;
-    }
-  }
-  float h[2];
+// The cells of a pair of units in one row: z [gate][unit] becomes the activated gates, c the state.
+template <class Number>
+DEVICE void compute_cells(float (&z)[4][2], float (&c)[2], float (&h)[2]) {
 #pragma unroll
   for (int q = 0; q < 2; ++q) {
     Gates<Number> gates = {{z[0][q]}, {z[1][q]}, {z[2][q]}, {z[3][q]}};
@@ -151,8 +136,15 @@ DEVICE void forward_cells(const ForwardCall<Stored<Element>>& call, const BlockR
     z[0][q] = gates.i.value, z[1][q] = gates.f.value;
     z[2][q] = gates.g.value, z[3][q] = gates.o.value;
   }
-  // The unit past the end meets zero weights only, but what it holds may not be finite.
-  put_pair<Element>(next_state, pair.unit, h[0], pair.both ? h[1] : 0.0f);
+}
+
+// What they leave in memory: y, in training gates and cells, and h_n and c_n when this is the row's
+// last step.
+template <class T>
+DEVICE void store_cells(const ForwardCall<T>& call, const BlockRows& block, int row, int length,
+                        int time, int64_t first, const UnitPair& pair, const float (&z)[4][2],
+                        const float (&c)[2], const float (&h)[2]) {
+  const int hidden = call.hidden, b = block.first_row + row;
   T* const y = call.y + call.sequence.row_start(time, first, b, call.y_t, call.y_b) +
                block.direction * hidden + pair.unit;
   store_pair(y, h[0], h[1], call.wide_y, pair.both);
@@ -170,6 +162,28 @@ DEVICE void forward_cells(const ForwardCall<Stored<Element>>& call, const BlockR
     store_pair(call.h_n + at, h[0], h[1], pair.wide, pair.both);
     store_pair(call.c_n + at, c[0], c[1], pair.wide, pair.both);
   }
+}
+
+// Both, from z before activation, bias and x included unless x comes projected; projected: the
+// row's. h goes into the row of the next state besides.
+template <class Number, class Element>
+DEVICE void forward_cells(const ForwardCall<Stored<Element>>& call, const BlockRows& block, int row,
+                          int length, int time, int64_t first, const UnitPair& pair,
+                          float (&z)[4][2], const float* projected, float (&c)[2],
+                          uint32_t* next_state) {
+  const int hidden = call.hidden;
+  if (call.input_depth == 0) {
+#pragma unroll
+    for (int gate = 0; gate < 4; ++gate) {
+      const Pair<float> x = load_pair(projected + gate * hidden + pair.unit, pair.wide, pair.both);
+      z[gate][0] += x.first, z[gate][1] += x.second;
+    }
+  }
+  float h[2];
+  compute_cells<Number>(z, c, h);
+  // The unit past the end meets zero weights only, but what it holds may not be finite.
+  put_pair<Element>(next_state, pair.unit, h[0], pair.both ? h[1] : 0.0f);
+  store_cells(call, block, row, length, time, first, pair, z, c, h);
 }
 
 // ---- the tensor core kernel ---------------------------------------------------------------------

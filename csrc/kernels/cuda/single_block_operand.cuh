@@ -96,7 +96,10 @@ struct BlockRows {
   bool ascending;  // times grow from step to step
 
   DEVICE BlockRows(const Sequence& all, int most_rows, bool backward)
-      : sequence(all), direction(blockIdx.y), first_row(int(blockIdx.x) * most_rows) {
+      : BlockRows(all, blockIdx.y, int(blockIdx.x) * most_rows, most_rows, backward) {}
+  DEVICE BlockRows(const Sequence& all, int of_direction, int from_row, int most_rows,
+                   bool backward)
+      : sequence(all), direction(of_direction), first_row(from_row) {
     const int left = all.batch - first_row;
     rows = left < most_rows ? left : most_rows;
     steps = all.length(first_row);

@@ -94,8 +94,8 @@ Operand queue_x(Queue& queue, const Problem& p, void* room) {
 
 // Calls run(element) with the element type of a call that fits.
 template <class Run>
-void with_element(DType dtype, const Tiles& tiles, const Run& run) {
-  if (tiles.strict) return run(float{});
+void with_element(DType dtype, bool strict, const Run& run) {
+  if (strict) return run(float{});
   switch (dtype) {
     case DType::kBFloat16:
       return run(device::bf16{});

@@ -74,5 +74,9 @@ struct Rows {
   }
 };
 
+inline bool rows_of_x_are_uniform(const Problem& p) {
+  return Rows{p.x_t, p.x_b}.uniform(p, p.I) != 0;
+}
+
 }  // namespace cuda
 }  // namespace fused_lstm

@@ -1,18 +1,23 @@
 // The engine of the stand-in: fibres, the scheduler of a grid, barriers, and what it reports.
 //
-//     launch --> Grid --> Block (shared memory, barrier) --> Warp (collectives) --> Fibre (a
-//     thread)
+//     launch --> Grid --> Cluster --> Block (shared memory, barrier) --> Warp --> Fibre
+//
+// (a fibre is a thread; a cluster is one block, unless the launch asks for more.)
 //
 // Everything runs on the one OS thread that calls launch. A fibre runs until it reaches a call that
 // waits for others; then the scheduler picks the next fibre of the whole grid with a seeded
 // generator. So a schedule is a function of the seed, and a failure repeats exactly. The scheduler
 // stays with one warp for a while, and mostly within one block: warps that run far ahead of each
-// other are what reveals a missing barrier. How many blocks are under way at once is chance too.
+// other are what reveals a missing barrier. How many blocks are under way at once is chance too,
+// unless the launch is cooperative: then all are, or it is refused. A thread that polls lets others
+// run, and a clock goes on with each poll.
 //
-// Reported, as simt::Error thrown from launch: no fibre can move (deadlock); threads of a block at
-// two different barriers, or gone while others wait (divergence); a write past the end of dynamic
-// shared memory; a stack overflow; a launch that CUDA would refuse. Shared memory begins as all
-// ones, NaN in every floating-point type, so that reading what nobody wrote shows in the results.
+// Reported, as simt::Error thrown from launch: no fibre can move, or all that can only poll
+// (deadlock); threads of a block at two different barriers, or gone while others wait (divergence);
+// shared memory of a block that has returned, reached from its cluster; a write past the end of
+// dynamic shared memory; a stack overflow; a launch that CUDA would refuse. Shared memory begins as
+// all ones, NaN in every floating-point type, so that reading what nobody wrote shows in the
+// results.
 #pragma once
 
 #include <setjmp.h>
@@ -40,6 +45,8 @@ struct Options {
   size_t stack_bytes = 64 << 10;  // of one fibre
   size_t shared_limit = 232448;   // bytes of shared memory a block may have: sm_90's
   int64_t refuse_launch = -1;     // n >= 0: CUDA refuses the n-th launch from now on
+  size_t coresident = 132;        // blocks of a cooperative launch; CUDA refuses one with more
+  int64_t late_block = -1;        // n >= 0: block n starts when all others have returned
   void (*around_kernel)(bool entered) = nullptr;  // called before and after each kernel
 };
 inline Options options;
@@ -54,6 +61,7 @@ struct Site {  // where in the source a barrier stands
 };
 
 struct Block;
+struct Cluster;
 struct Fibre;
 struct Grid;
 
@@ -91,16 +99,19 @@ struct Stack {
 struct Fibre {
   Block* block = nullptr;
   unsigned id = 0;
-  bool done = false;
+  bool done = false, polling = false;
   const Meeting* waiting_in = nullptr;
   void* argument = nullptr;  // what this lane brings to a collective
   std::unique_ptr<Stack> stack;
   std::vector<AsyncCopy> copies;
   unsigned copy_group = 0;
+  unsigned cluster_arrivals = 0, cluster_waits = 0;
 };
 
 struct Block {
   Grid* grid;
+  Cluster* cluster;
+  unsigned rank;  // in its cluster
   dim3 index;
   std::vector<Fibre> fibres;
   std::vector<Warp> warps;
@@ -110,24 +121,41 @@ struct Block {
   unsigned char* shared = nullptr;
 };
 
+// The barrier of a cluster has two halves. Its phase counts how often all threads have arrived.
+struct Cluster {
+  std::vector<Block*> blocks;
+  size_t arrived = 0;
+  unsigned phase = 0;
+  Meeting barrier;  // those that wait for the next phase
+  size_t threads() const { return blocks.size() * blocks[0]->fibres.size(); }
+};
+
 struct Launch {
   dim3 grid, block;
   size_t shared = 0;
+  unsigned cluster = 1;  // blocks of a cluster, neighbours in x
+  bool cooperative = false;
 };
 
 constexpr size_t kFence = 64;
-constexpr size_t kResident = 64;  // blocks under way at once, at most
+constexpr size_t kResident = 64;      // clusters under way at once, at most
+constexpr size_t kFruitless = 20000;  // polls without anything that somebody could wait for
+constexpr uint64_t kPollTime = 1000;  // nanoseconds that the clock goes on with each
 
 inline Fibre* current = nullptr;  // the fibre that runs
 inline jmp_buf scheduler;         // where resume() was called
 inline std::vector<std::unique_ptr<Stack>> idle_stacks;
+inline uint64_t clock_now = 0;  // nanoseconds
 
 struct Grid {
   Launch launch;
   std::function<void()> kernel;
   uint64_t random_state = 0;
-  std::vector<unsigned> waiting;  // blocks that have not started, in random order
+  std::vector<unsigned> waiting;  // clusters that have not started, in random order
   std::vector<std::unique_ptr<Block>> alive;
+  std::vector<std::unique_ptr<Block>> returned;  // of clusters, whose other blocks may reach there
+  std::vector<std::unique_ptr<Cluster>> clusters;
+  size_t fruitless = 0;
   Warp* favourite = nullptr;
   Block* favourite_block = nullptr;
   std::string error;
@@ -141,19 +169,30 @@ struct Grid {
   void run();
 
  private:
-  void start_block();
+  void start_cluster();
+  void start_block(unsigned i, Cluster& cluster);
   Fibre* choose();
   void choose_warp();
   void finish(Block& block);
   std::string who_waits() const;
 };
 
-inline void Grid::start_block() {
-  const unsigned i = waiting.back();
+inline void Grid::start_cluster() {
+  const unsigned first = waiting.back() * launch.cluster;
   waiting.pop_back();
+  clusters.push_back(std::make_unique<Cluster>());
+  for (unsigned rank = 0; rank < launch.cluster; ++rank) {
+    start_block(first + rank, *clusters.back());
+  }
+}
+
+inline void Grid::start_block(unsigned i, Cluster& cluster) {
   alive.push_back(std::make_unique<Block>());
   Block& block = *alive.back();
   block.grid = this;
+  block.cluster = &cluster;
+  block.rank = static_cast<unsigned>(cluster.blocks.size());
+  cluster.blocks.push_back(&block);
   block.index =
       dim3(i % launch.grid.x, i / launch.grid.x % launch.grid.y, i / launch.grid.x / launch.grid.y);
   block.memory.assign(launch.shared + 128 + kFence, 0xff);
@@ -192,7 +231,13 @@ inline Fibre* Grid::choose() {
     error = "deadlock: every thread waits\n" + who_waits();
     return nullptr;
   }
-  return favourite->runnable[random(favourite->runnable.size())];
+  if (fruitless > kFruitless) {
+    error = "deadlock: every thread waits or polls\n" + who_waits();
+    return nullptr;
+  }
+  Fibre* const fibre = favourite->runnable[random(favourite->runnable.size())];
+  if (fibre->polling) favourite = nullptr;  // somebody else may make what it waits for
+  return fibre;
 }
 
 inline std::string Grid::who_waits() const {
@@ -205,7 +250,8 @@ inline std::string Grid::who_waits() const {
       std::string state = fibre.done ? "returned"
                           : fibre.waiting_in
                               ? fibre.waiting_in->what + (" " + fibre.waiting_in->site.text())
-                              : "runnable";
+                          : fibre.polling ? "polls"
+                                          : "runnable";
       if (state != before) text += " [thread " + std::to_string(fibre.id) + "..: " + state + "]";
       before = std::move(state);
     }
@@ -224,9 +270,15 @@ inline void Grid::finish(Block& block) {  // all its threads returned
     favourite_block = nullptr;
     favourite = nullptr;
   }
-  alive.erase(std::find_if(alive.begin(), alive.end(),
-                           [&](const auto& other) { return other.get() == &block; }));
-  if (!waiting.empty()) start_block();
+  const auto found = std::find_if(alive.begin(), alive.end(),
+                                  [&](const auto& other) { return other.get() == &block; });
+  const Cluster& cluster = *block.cluster;
+  if (cluster.blocks.size() > 1) returned.push_back(std::move(*found));
+  alive.erase(found);
+  for (const Block* other : cluster.blocks) {
+    if (cluster.blocks.size() > 1 && other->done < other->fibres.size()) return;
+  }
+  if (!waiting.empty() && (!launch.cooperative || alive.empty())) start_cluster();
 }
 
 // ---- fibres ------------------------------------------------------------------------------------
@@ -250,11 +302,15 @@ inline void run_kernel() {
     if (!block.barrier.present.empty()) {
       fail("barrier divergence: returned while others wait at " + block.barrier.site.text());
     }
+    if (!block.cluster->barrier.present.empty()) {
+      fail("barrier divergence: returned while others wait for their cluster");
+    }
   } catch (const std::exception& e) {
     if (block.grid->error.empty()) block.grid->error = e.what();
   }
   me.done = true;
   ++block.done;
+  block.grid->fruitless = 0;
   auto& list = runnable_like(me);
   list.erase(std::remove(list.begin(), list.end(), &me), list.end());  // absent if it was waiting
 }
@@ -299,8 +355,11 @@ inline __attribute__((noinline)) void resume(Fibre& fibre) {
 }
 
 inline void Grid::run() {
-  for (size_t n = 1 + random(std::min(waiting.size(), kResident)); n > 0; --n) start_block();
+  size_t under_way = 1 + random(std::min(waiting.size(), kResident));
+  if (launch.cooperative) under_way = waiting.size() - (options.late_block >= 0 ? 1 : 0);
+  for (; under_way > 0; --under_way) start_cluster();
   while (Fibre* fibre = choose()) {
+    fibre->polling = false;
     resume(*fibre);
     if (!fibre->done) continue;
     idle_stacks.push_back(std::move(fibre->stack));
@@ -323,6 +382,10 @@ bool launch(void (*kernel)(P...), const Launch& how, A... arguments) {
     throw Error("launch: 1 to 1024 threads in a block");
   }
   if (how.grid.volume() == 0) throw Error("launch: empty grid");
+  if (how.cluster == 0 || how.cluster > 16 || how.grid.x % how.cluster != 0) {
+    throw Error("launch: a cluster is 1 to 16 blocks and divides the grid in x");
+  }
+  if (how.cooperative && how.grid.volume() > options.coresident) return false;
   if (how.grid.x > 0x7fffffffu || how.grid.y > 65535 || how.grid.z > 65535) {
     throw Error("launch: at most 2^31-1, 65535 and 65535 blocks in x, y and z");
   }
@@ -330,11 +393,15 @@ bool launch(void (*kernel)(P...), const Launch& how, A... arguments) {
   grid.launch = how;
   grid.kernel = [=] { kernel(arguments...); };
   grid.random_state = options.seed * 0x9E3779B97F4A7C15ull + 1;
-  grid.waiting.resize(how.grid.volume());
+  grid.waiting.resize(how.grid.volume() / how.cluster);
   for (size_t i = 0; i < grid.waiting.size(); ++i) {
     const size_t other = grid.random(i + 1);
     grid.waiting[i] = grid.waiting[other];
     grid.waiting[other] = static_cast<unsigned>(i);
+  }
+  if (how.cooperative && options.late_block >= 0) {
+    std::iter_swap(grid.waiting.begin(), std::find(grid.waiting.begin(), grid.waiting.end(),
+                                                   static_cast<unsigned>(options.late_block)));
   }
   if (options.around_kernel != nullptr) options.around_kernel(true);
   grid.run();
@@ -349,6 +416,7 @@ bool launch(void (*kernel)(P...), const Launch& how, A... arguments) {
 template <class Act>
 void meet(Meeting& meeting, size_t expected, Act act) {
   Fibre& me = *current;
+  me.block->grid->fruitless = 0;
   meeting.present.push_back(&me);
   if (meeting.present.size() < expected) {
     auto& list = runnable_like(me);
@@ -381,6 +449,74 @@ inline void sync_block(Site site) {
          std::to_string(block.done) + " threads returned");
   }
   meet(barrier, block.fibres.size(), [](const std::vector<Fibre*>&) {});
+}
+
+// ---- between blocks ----------------------------------------------------------------------------
+
+inline void poll() {  // others run before this fibre is chosen again, if others can
+  Grid& grid = *current->block->grid;
+  ++grid.fruitless;
+  clock_now += kPollTime;
+  current->polling = true;
+  grid.favourite = nullptr;
+  leave();
+}
+// Another thread may slip in where memory is shared with it.
+inline void maybe_leave() {
+  if (current->block->grid->random(2) != 0) leave();
+}
+// A value that somebody may wait for; add: added to what is there, in one piece.
+template <class T>
+void update(T* at, T value, bool add) {
+  maybe_leave();
+  current->block->grid->fruitless = 0;
+  *at = add ? *at + value : value;
+}
+
+inline void cluster_arrive() {
+  Fibre& me = *current;
+  Cluster& cluster = *me.block->cluster;
+  for (const Block* block : cluster.blocks) {
+    if (block->done > 0) fail("barrier divergence: arrives while threads of its cluster are gone");
+  }
+  if (me.cluster_arrivals != me.cluster_waits)
+    fail("cluster barrier: arrives twice without a wait");
+  me.block->grid->fruitless = 0;
+  ++me.cluster_arrivals;
+  if (++cluster.arrived < cluster.threads()) return maybe_leave();
+  cluster.arrived = 0;
+  ++cluster.phase;
+  for (Fibre* fibre : cluster.barrier.present) {
+    runnable_like(*fibre).push_back(fibre);
+    fibre->waiting_in = nullptr;
+  }
+  cluster.barrier.present.clear();
+  leave();
+}
+
+inline void cluster_wait(Site site) {
+  Fibre& me = *current;
+  Cluster& cluster = *me.block->cluster;
+  if (++me.cluster_waits != me.cluster_arrivals) fail("cluster barrier: waits without arriving");
+  if (me.cluster_arrivals == cluster.phase) return maybe_leave();
+  cluster.barrier.what = "cluster barrier";
+  cluster.barrier.site = site;
+  cluster.barrier.present.push_back(&me);
+  auto& list = runnable_like(me);
+  list.erase(std::find(list.begin(), list.end(), &me));
+  me.waiting_in = &cluster.barrier;
+  leave();
+}
+
+// Where the same piece of shared memory lies in block `rank` of the cluster.
+template <class T>
+T* shared_of_rank(T* mine, unsigned rank) {
+  const Block& block = *current->block;
+  if (rank >= block.cluster->blocks.size()) fail("shared memory: no such block in the cluster");
+  const Block& other = *block.cluster->blocks[rank];
+  if (other.done > 0) fail("shared memory of a block that has returned");
+  return reinterpret_cast<T*>(other.shared +
+                              (reinterpret_cast<unsigned char*>(mine) - block.shared));
 }
 
 inline uint3 thread_index() {
