@@ -1,6 +1,6 @@
 # make train    learn to read digits with the fused LSTM       ARGS="--order pixel --epochs 10"
 # make test     prove it: Python, native and CUDA kernel tests  ARGS="-k scratch"
-# make test-compile  what inductor compiles and ONNX Runtime runs: slow, beside make test
+# make test-compile  what inductor compiles, ONNX Runtime runs and Keras computes: slow, beside make test
 # make bench    measure it against its peers                    ARGS="--quick"
 # make docs     the documentation site, into build/site         make test-docs   its slow code and examples
 # make lint     formatting, lints, types                        make format   repairs what it can
@@ -65,7 +65,7 @@ test: test-native test-simt test-python
 test-python: $(DEV_STAMP)
 	DATA_ROOT="$(abspath $(DATA_ROOT))" $(PY) -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 test-compile: $(DEV_STAMP)
-	$(PIP) $$($(PY) tools/extra.py onnx-test)
+	$(PIP) $$($(PY) tools/extra.py onnx-test) $$($(PY) tools/extra.py keras-test)
 	$(PY) -m pytest -m compile $(ARGS)
 test-native:
 	+$(MAKE) --no-print-directory -C tests/native -j $(JOBS) all

@@ -1,35 +1,12 @@
 """Streaming: a sequence that arrives in pieces gives the same result as the whole at once.
 
-What an LSTM knows of the past is its state (h, c). Carry it from piece to piece, and a call costs
-what its new steps cost, however long the stream has been.
+What an LSTM knows of the past is its state (h, c). `Streaming` carries it from piece to piece, and
+a call costs what its new steps cost, however long the stream has been.
 """
 
 import torch
-from torch import Tensor, nn
 
-from fused_lstm import LSTM
-
-State = tuple[Tensor, Tensor]
-
-
-class Stream:
-    """Feeds pieces [T, B, features] of one stream to an LSTM and remembers its state."""
-
-    def __init__(self, lstm: nn.Module) -> None:
-        self.lstm = lstm
-        self.state: State | None = None  # None: zeros
-
-    @torch.no_grad()
-    def feed(self, piece: Tensor) -> Tensor:
-        """Outputs [T, B, H] of the new steps."""
-        y, self.state = self.lstm(piece, self.state)
-        return y
-
-    def restart(self, rows: Tensor) -> None:
-        """Forgets the past of some rows [B] (bool): other streams begin there."""
-        if self.state is not None:
-            keep = (~rows).float().unsqueeze(-1)  # [B, 1], for states [L, B, H]
-            self.state = (self.state[0] * keep, self.state[1] * keep)
+from fused_lstm import LSTM, Streaming
 
 
 def main() -> None:
@@ -39,13 +16,13 @@ def main() -> None:
 
     with torch.no_grad():
         whole, _ = lstm(x)
-    stream = Stream(lstm)
-    pieces = [stream.feed(piece) for piece in x.split([1, 7, 30, 2, 60])]
+    stream = Streaming(lstm, batch_size=4)
+    pieces = [stream(piece) for piece in x.split([1, 7, 30, 2, 60])]
     difference = (torch.cat(pieces) - whole).abs().max().item()
     print(f"100 steps in pieces of 1, 7, 30, 2 and 60: largest difference {difference:.1e}")
 
-    stream.restart(torch.tensor([False, True, False, False]))
-    y = stream.feed(x[:5])
+    stream.reset([1])  # another stream begins in row 1
+    y = stream(x[:5])
     with torch.no_grad():
         fresh, _ = lstm(x[:5])
     new = (y[:, 1] - fresh[:, 1]).abs().max().item()

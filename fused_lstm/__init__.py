@@ -1,24 +1,28 @@
 """A drop-in replacement of torch.nn.LSTM and torch.nn.LSTMCell with fused kernels."""
 
-from . import functional
+from . import functional, init, weights
 from ._extension import require as _require
 from .convert import convert, revert
 from .dispatch import explain_plan
 from .export import export_mode
 from .functional import lstm
 from .modules import LSTM, LSTMCell
+from .streaming import Streaming
 
 __all__ = [
     "LSTM",
     "LSTMCell",
+    "Streaming",
     "__version__",
     "convert",
     "empty_cache",
     "explain_plan",
     "export_mode",
     "functional",
+    "init",
     "lstm",
     "revert",
+    "weights",
 ]
 
 __version__ = "0.1.0"

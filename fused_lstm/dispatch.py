@@ -17,7 +17,15 @@ from torch.autograd import forward_ad
 
 from . import _extension, export, function
 
-__all__ = ["Options", "cell", "explain_plan", "stack", "torch_lstm"]
+__all__ = [
+    "Options",
+    "cell",
+    "explain_plan",
+    "runs_directly",
+    "stack",
+    "ten_weights",
+    "torch_lstm",
+]
 
 _KERNEL_DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
 _PLAIN_TENSORS = frozenset({Tensor, nn.Parameter})
@@ -122,7 +130,9 @@ def _layers(
     num_layers, bias, dropout, training, bidirectional, proj_size = options
     h0, c0 = (None, None) if hx is None else hx
     if num_layers == 1:
-        return layer_of(x, batch_sizes, h0, c0, *_ten(weights, bias, bidirectional, proj_size))
+        return layer_of(
+            x, batch_sizes, h0, c0, *ten_weights(weights, bias, bidirectional, proj_size)
+        )
     directions, each = (2 if bidirectional else 1), len(weights) // num_layers
     y, h_n, c_n = x, [], []
     for layer in range(num_layers):
@@ -130,14 +140,16 @@ def _layers(
             y = torch.dropout(y, dropout, True)
         if hx is not None:
             h0, c0 = (t.narrow(0, layer * directions, directions) for t in hx)
-        own = _ten(weights[layer * each : (layer + 1) * each], bias, bidirectional, proj_size)
+        own = ten_weights(
+            weights[layer * each : (layer + 1) * each], bias, bidirectional, proj_size
+        )
         y, h, c = layer_of(y, batch_sizes, h0, c0, *own)
         h_n.append(h)
         c_n.append(c)
     return y, torch.cat(h_n), torch.cat(c_n)
 
 
-def _ten(
+def ten_weights(
     weights: Sequence[Tensor], bias: bool, bidirectional: bool, proj_size: int
 ) -> tuple[Tensor | None, ...]:
     """One layer's weights as the operator takes them: five slots per direction, None if empty."""
@@ -264,6 +276,21 @@ def _computes_itself(kind: type) -> bool:
     """True for a Tensor class with operators of its own, other than those PyTorch traces with."""
     own = kind.__torch_dispatch__ is not Tensor.__torch_dispatch__  # type: ignore[attr-defined]
     return own and not kind.__module__.startswith("torch._subclasses")
+
+
+def runs_directly(x: Tensor, weights: Sequence[Tensor]) -> bool:
+    """Whether a call without a gradient is the CPU operator's alone: nothing traces, transforms or
+    casts it, and every weight is of x's dtype and on the CPU.
+    """
+    if torch.compiler.is_compiling() or torch._C._is_any_autocast_enabled() or _transforms():
+        return False
+    dtype = x.dtype
+    if not x.is_cpu or dtype not in _KERNEL_DTYPES or torch._C._is_tracing():
+        return False
+    for t in weights:
+        if t.dtype is not dtype or not t.is_cpu or type(t) not in _PLAIN_TENSORS:
+            return False
+    return type(x) in _PLAIN_TENSORS
 
 
 def torch_lstm(

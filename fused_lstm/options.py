@@ -111,7 +111,7 @@ def marked_stack(
         if hx is not None:
             h0, c0 = (t.narrow(0, layer * directions, directions) for t in hx)
         own = weights[layer * each : (layer + 1) * each]
-        ten = dispatch._ten(own, bias, bidirectional, proj_size)
+        ten = dispatch.ten_weights(own, bias, bidirectional, proj_size)
         wanted = return_cells and layer == num_layers - 1
         y, h, c, cells = layer_of(y, marks, h0, c0, *ten, wanted)
         h_n.append(h)

@@ -9,6 +9,7 @@ import inspect
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pages
 import pytest
@@ -75,9 +76,22 @@ def test_pictures_are_what_their_script_draws(monkeypatch: pytest.MonkeyPatch) -
         assert text == committed[name], f"{name}: python tools/draw_pictures.py draws it anew"
 
 
+def public_things() -> dict[str, Any]:
+    """What has a text in the reference: functions and classes of the package and two modules."""
+    found = {name: getattr(fused_lstm, name) for name in fused_lstm.__all__}
+    for module in (fused_lstm.weights, fused_lstm.init):
+        found |= {name: getattr(module, name) for name in module.__all__}
+    plain = {"__version__", "functional", "init", "weights"}
+    return {
+        name: thing
+        for name, thing in found.items()
+        if name not in plain and not hasattr(thing, "_fields")  # named tuples are what they hold
+    }
+
+
 def test_public_names_say_shapes_and_errors() -> None:
-    for name in set(fused_lstm.__all__) - {"__version__", "functional"}:
-        text = inspect.getdoc(getattr(fused_lstm, name)) or ""
+    for name, thing in public_things().items():
+        text = inspect.getdoc(thing) or ""
         assert "Raises" in text, f"{name}: says nothing of errors"
         assert len(text.splitlines()) > 5, f"{name}: {text!r} is not enough"
     for text in map(inspect.getdoc, (fused_lstm.LSTM, fused_lstm.LSTMCell, functional.lstm)):
@@ -87,8 +101,7 @@ def test_public_names_say_shapes_and_errors() -> None:
 
 def test_arguments_are_all_described() -> None:
     """Every argument of a public function or class stands in its docstring's Args."""
-    for name in set(fused_lstm.__all__) - {"__version__", "functional"}:
-        thing = getattr(fused_lstm, name)
+    for name, thing in public_things().items():
         text = inspect.getdoc(thing) or ""
         if "as for `" in text:
             continue  # its twin's text is this one's too

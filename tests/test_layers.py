@@ -1,7 +1,8 @@
 """The layers of csrc/README.md are kept: who may include or import whom, and what the module needs.
 
 csrc/kernels <- csrc/binding <- _extension <- ops <- function <- marked <- dispatch <- options
-<- functional <- modules <- convert;  reference stands alone;  training, benchmarks, tests last.
+<- functional <- modules <- convert, streaming, weights;  reference and init stand alone;  training,
+benchmarks and tests come last.
 """
 
 import ast
@@ -24,6 +25,7 @@ RANKS = {
     "_extension": 0,
     "reference": 0,
     "batching": 0,
+    "init": 0,
     "ops": 1,
     "function": 2,
     "export": 2,
@@ -34,6 +36,8 @@ RANKS = {
     "functional": 6,
     "modules": 7,
     "convert": 8,
+    "streaming": 8,
+    "weights": 8,
     "info": 9,
     "__init__": 10,
     "__main__": 11,
@@ -79,7 +83,7 @@ def test_binding_reaches_torch_by_one_header() -> None:
 
 def package_imports(path: Path) -> Iterator[str]:
     """The modules of this package that one of its files imports, wherever in the file."""
-    inside_training = "training" in path.relative_to(PACKAGE).parts
+    folder = path.relative_to(PACKAGE).parts[0]  # of a module in a folder of its own
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -89,8 +93,8 @@ def package_imports(path: Path) -> Iterator[str]:
             module = node.module or ""
             if node.level == 0 and module.split(".")[0] != "fused_lstm":
                 continue
-            if node.level == 1 and inside_training:
-                yield "training"
+            if node.level == 1 and not folder.endswith(".py"):
+                yield folder
                 continue
             parts = module.split(".")[1 if node.level == 0 else 0 :]
             if parts and parts[0]:

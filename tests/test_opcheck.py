@@ -39,7 +39,7 @@ def layer(case: Case, dtype: torch.dtype) -> tuple[Tensor, Tensor | None, list[T
     lstm, _ = modules(case, dtype)
     *x, h0, c0 = (t.detach() for t in arguments(case, dtype))
     parameters = [p.detach() for p in lstm.parameters()]
-    ten = dispatch._ten(parameters, case.bias, case.bidirectional, case.proj_size)
+    ten = dispatch.ten_weights(parameters, case.bias, case.bidirectional, case.proj_size)
     if not case.lengths:
         return x[0], None, [h0, c0], ten
     packed = torch.nn.utils.rnn.pack_sequence(x, enforce_sorted=False)

@@ -46,7 +46,7 @@ def test_opcheck(given: bool, cells: bool) -> None:
     lstm, x, own = example()
     marks = (own["reset"] * 1 + (torch.rand(5, 4) < 0.2) * 2).to(torch.uint8) if given else None
     state = [torch.randn(2, 4, 6), torch.randn(2, 4, 6)] if given else [None, None]
-    ten = dispatch._ten([p.detach() for p in lstm.parameters()], True, True, 0)
+    ten = dispatch.ten_weights([p.detach() for p in lstm.parameters()], True, True, 0)
     forward = torch.ops.fused_lstm.marked_forward
     backward = torch.ops.fused_lstm.marked_backward
     for save in (True, False):
@@ -61,7 +61,7 @@ def test_opcheck(given: bool, cells: bool) -> None:
 
 def test_marks_may_have_any_strides() -> None:
     lstm, x, _ = example()
-    ten = dispatch._ten([p.detach() for p in lstm.parameters()], True, True, 0)
+    ten = dispatch.ten_weights([p.detach() for p in lstm.parameters()], True, True, 0)
     marks = torch.randint(0, 2, (4, 5), dtype=torch.uint8).T
     run = torch.ops.fused_lstm.marked_forward
     strided = run(x, marks, None, None, *ten, False, False)[0]
@@ -257,7 +257,7 @@ def test_packed_input_is_refused() -> None:
 
 def test_the_operators_check_memory() -> None:
     lstm, x, _ = example()
-    ten = list(dispatch._ten([p.detach() for p in lstm.parameters()], True, True, 0))
+    ten = list(dispatch.ten_weights([p.detach() for p in lstm.parameters()], True, True, 0))
     run = torch.ops.fused_lstm.marked_forward
     with pytest.raises((ValueError, RuntimeError), match=r"marks: expected \[T, B\] = \[5, 4\]"):
         run(x, torch.zeros(4, 5, dtype=torch.uint8), None, None, *ten, False, False)

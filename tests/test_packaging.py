@@ -131,7 +131,7 @@ def test_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
     assert "Requires-Python: <3.15,>=3.10" in text
     extras = set(re.findall(r"^Provides-Extra: (\S+)$", text, re.MULTILINE))
     assert extras == {
-        "bench", "dev", "docs", "models", "onnx", "onnx-test", "tensorboard", "train",
+        "bench", "dev", "docs", "keras-test", "models", "onnx", "onnx-test", "tensorboard", "train",
     }  # fmt: skip
     with zipfile.ZipFile(wheel) as file:
         file.extractall(tmp_path / "installed")

@@ -27,6 +27,7 @@ from benchmarks import report  # noqa: E402  needs the line above
 
 RESULTS = ROOT / "benchmarks" / "results"
 PUBLIC_NAMES = "<!-- public names -->"
+NOT_SHOWN_ALONE = ("__version__", "functional", "init", "weights")
 # Where a text lives -> where it stands in the site.
 ELSEWHERE = {
     "benchmarks/README.md": "benchmarks/method.md",
@@ -125,12 +126,12 @@ def _place(path: str) -> str:
 
 
 def _public_names() -> list[str]:
-    """What `fused_lstm.__all__` names, without the version and the module `functional`."""
+    """What `fused_lstm.__all__` names, without the version and modules: those have own sections."""
     tree = ast.parse((ROOT / "fused_lstm" / "__init__.py").read_text("utf-8"))
     for node in tree.body:
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
             names: list[str] = ast.literal_eval(node.value)
-            return [name for name in names if name not in ("__version__", "functional")]
+            return [name for name in names if name not in NOT_SHOWN_ALONE]
     raise ValueError("fused_lstm/__init__.py: expected a list __all__, found none")
 
 

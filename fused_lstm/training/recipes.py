@@ -12,6 +12,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from fused_lstm.init import chrono_, forget_bias_
 from fused_lstm.training import TrainingError
 
 __all__ = ["ORDERS", "RECIPES", "Recipe", "initialise", "recipe_for", "sum_loss"]
@@ -69,9 +70,7 @@ def initialise(recipe: Recipe, lstm: nn.Module, head: nn.Linear, steps: int) -> 
     """Sets the first values of an LSTM layer (gates i f g o) and its output layer in place.
 
     Both recipes raise the forget gate's bias, so that a new cell remembers. For 784-step sequences
-    a bias of 1 forgets within a few steps; there the biases follow Tallec and Ollivier, "Can
-    recurrent neural networks warp time?" (2018): unit j remembers for about t_j steps, where t_j is
-    drawn evenly from 1 to T - 1, by b_f = log(t_j) and b_i = -b_f.
+    a bias of 1 forgets within a few steps; there units get memories of all lengths.
 
     Args:
         recipe: which values to set.
@@ -80,25 +79,20 @@ def initialise(recipe: Recipe, lstm: nn.Module, head: nn.Linear, steps: int) -> 
         steps: T, the length of the sequences.
     """
     hidden = recipe.hidden_size
-    bias_ih, bias_hh = lstm.get_parameter("bias_ih_l0"), lstm.get_parameter("bias_hh_l0")
     if recipe.tensorflow:
         # One kernel [I + H, 4H] with Glorot's uniform limit; torch holds its two parts, transposed.
         w_ih, w_hh = lstm.get_parameter("weight_ih_l0"), lstm.get_parameter("weight_hh_l0")
         limit = math.sqrt(6.0 / (w_ih.shape[1] + hidden + 4 * hidden))
         w_ih.uniform_(-limit, limit)
         w_hh.uniform_(-limit, limit)
-        bias_ih.zero_()
-        bias_hh.zero_()
+        lstm.get_parameter("bias_ih_l0").zero_()
+        lstm.get_parameter("bias_hh_l0").zero_()
         nn.init.trunc_normal_(head.weight, std=0.1, a=-0.2, b=0.2)
         head.bias.fill_(0.1)
     if recipe.order == "row":
-        bias_ih[hidden : 2 * hidden] += 1.0
+        forget_bias_(lstm, 1.0)
     else:
-        reach = torch.empty_like(bias_ih[:hidden]).uniform_(1.0, steps - 1.0).log_()
-        bias_hh.zero_()
-        bias_ih.zero_()
-        bias_ih[:hidden] = -reach
-        bias_ih[hidden : 2 * hidden] = reach
+        chrono_(lstm, steps)
 
 
 def sum_loss(recipe: Recipe, logits: Tensor, labels: Tensor) -> Tensor:

@@ -308,6 +308,58 @@ MUTANTS += [
     ),
 ]
 
+# bfloat16 on the matrix unit's tiles, emulated likewise.
+MUTANTS += [
+    Mutant(
+        "tiles: h of the step before the last one",
+        "cpu/matrix_forward.h",
+        "side.h[(s + 1) & 1]",
+        "side.h[s & 1]",
+        "test_forward",
+        "emulated512",
+    ),
+    Mutant(
+        "tiles: the second block of rows reads the first one's",
+        "cpu/matrix.h",
+        "multiply_blocks<kPartsA, kPartsB>(unit, a, a + operands[i].a_block, b);",
+        "multiply_blocks<kPartsA, kPartsB>(unit, a, a, b);",
+        "test_forward",
+        "emulated512",
+    ),
+    Mutant(
+        "tiles: beyond the last feature lies what was there before",
+        "cpu/matrix.h",
+        "  std::memset(dst, 0, 64);\n",
+        "",
+        "test_forward",
+        "emulated512",
+    ),
+    Mutant(
+        "tiles: dW's dgates of odd rows in the place of even ones",
+        "cpu/matrix.h",
+        "words[2 * k + odd] = src[k];",
+        "words[2 * k] = src[k];",
+        "test_backward",
+        "emulated512",
+    ),
+    Mutant(
+        "tiles: what the chunk after left is not kept",
+        "cpu/backward.h",
+        "matrix_.keep_later(d, t - chunk);",
+        "",
+        "test_backward",
+        "emulated512",
+    ),
+    Mutant(
+        "tiles: an infinite gradient gets a second part",
+        "cpu/matrix_backward.h",
+        "store_as(zero_for_nan(*gates[gate] - load_as(Tag<float>{}, high)), low);",
+        "store_as(*gates[gate] - load_as(Tag<float>{}, high), low);",
+        "test_special",
+        "emulated512",
+    ),
+]
+
 
 def compiled_isa() -> str:
     """The instruction set to mutate: avx2 where it runs, since its code holds the most tails."""

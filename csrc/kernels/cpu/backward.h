@@ -23,7 +23,8 @@ class Backward {
         state_columns_(problem.P, plan.split == Split::kUnits ? plan.threads / problem.D : 1),
         input_columns_(problem.I, 1),
         projection_(problem, gradients, plan_),
-        marks_(problem, gradients) {
+        marks_(problem, gradients),
+        matrix_(problem, gradients, plan_) {
     Carver carver(workspace);
     offsets_ = carver.take<int64_t>(q_.batch_sizes ? q_.T + 1 : 0);
     barriers_ = carver.take<Barrier>(q_.D);
@@ -35,21 +36,34 @@ class Backward {
       side.f0 = side.dw_ih ? 0 : q_.I;
       side.f1 = side.dw_hh ? q_.I + q_.P : q_.I;
       side.features = ceil_div(max64(0, side.f1 - side.f0), kTile) * kTile;
-      if (!plan.dot) {
+      side.h_row = q_.I - side.f0;
+      if constexpr (kMatrix) {
+        if (plan.matrix) {
+          side.features = matrix_.features(d);
+          side.h_row = matrix_.first_of_h(d);
+        }
+      }
+      if (!plan.dot && !plan.matrix) {
         side.w_hh = carver.take<E>(panels_ * G * state_columns_.vectors * W);
         if (g_.dx) side.w_ih = carver.take<E>(panels_ * G * input_columns_.vectors * W);
         side.z = carver.take<E>(side.features * chunk_rows_);
+      }
+      if (!plan.dot) {
         side.dw = carver.take<E>(side.features * (one_chunk() ? writers() : panels_) * G);
       }
-      side.dz = carver.take<E>(panels_ * panel_stride_);
-      side.dz_later = carver.take<E>(panels_ * q_.B * G);
+      if (!plan.matrix) {
+        side.dz = carver.take<E>(panels_ * panel_stride_);
+        side.dz_later = carver.take<E>(panels_ * q_.B * G);
+      }
       side.c0 = carver.take<E>(panels_ * q_.B * W);
       side.dc = carver.take<E>(panels_ * q_.B * W);
     }
     projection_.carve(carver, chunk_rows_);
     marks_.carve(carver);
+    matrix_.carve(carver, state_columns_.blocks, input_columns_.blocks);
     for (int32_t i = 0; i < plan.threads && i < kMaxParts; ++i) {
-      parts_[i].sums = carver.take<E>(max64(q_.B, kInputRows) * 4 * W);
+      // The matrix unit writes whole tiles, two at a time.
+      parts_[i].sums = carver.take<E>(ceil_div(max64(q_.B, kInputRows), 32) * 32 * 4 * W);
       parts_[i].db = carver.take<E>(q_.D * panels_ * G);
       parts_[i].db_block = carver.take<E>(projection_.on() ? panels_ * G : 0);
     }
@@ -74,8 +88,8 @@ class Backward {
         run_tasks(parallel, plan_.threads, [&](int64_t i) {
           const Share share = share_of(static_cast<int32_t>(i), plan_.threads, q_.D);
           for (int32_t d = share.first_side; d < share.last_side; ++d) {
-            recur(d, first, last, split_rows(steps_, share.index, share.count),
-                  split_rows(steps_, share.index + 1, share.count), 0, 1, parts_[i], nullptr);
+            recur(d, first, last, first_row(share.index, share.count),
+                  first_row(share.index + 1, share.count), 0, 1, parts_[i], nullptr);
           }
         });
       } else {
@@ -96,6 +110,7 @@ class Backward {
   }
 
  private:
+  static constexpr bool kMatrix = has_matrix<S>();
   static constexpr int kMaxParts = 256;
   static constexpr int64_t kInputRows = 96;  // rows of dx whose dgates stay in L2
   // With a projection nn.LSTM's peer is torch's plain path, whose sums over steps are more accurate
@@ -107,6 +122,7 @@ class Backward {
   struct Side {
     S *dw_ih, *dw_hh, *db;     // results, or null
     int64_t f0, f1, features;  // features of [x, h] whose weight gradient is wanted; padded count
+    int64_t h_row;             // h's first row in a panel of dw
     E* w_hh = nullptr;         // column blocks of W_hh
     E* w_ih = nullptr;         // column blocks of W_ih, for dx
     E* z = nullptr;            // [feature tile][chunk rows][kTile]: x and h_{t-1} of the chunk
@@ -126,6 +142,7 @@ class Backward {
   struct Dgates {
     const E* data;
     int64_t panel;
+    const BFloat16* tiles = nullptr;  // on the matrix unit: the step's rows as tiles, and no data
   };
 
   bool one_chunk() const { return plan_.chunk_steps >= q_.T; }
@@ -137,6 +154,12 @@ class Backward {
   }
   int64_t rows_of(int32_t d, int64_t s) const {  // of processing step s; none outside the sequence
     return s < 0 || s >= q_.T ? 0 : steps_.rows(time_of(d, s));
+  }
+  // Tasks that split rows begin at whole tiles.
+  int64_t first_row(int64_t index, int64_t count) const {
+    const int64_t b = split_rows(steps_, index, count);
+    if (!plan_.matrix || index == count) return b;
+    return min64(q_.B, (b + kTileRows / 2) / kTileRows * kTileRows);
   }
   E* dz_at(int32_t d, int64_t chunk, int64_t t) const {
     return sides_[d].dz + (steps_.offset(t) - steps_.offset(chunk)) * G;
@@ -159,6 +182,9 @@ class Backward {
     }
     projection_.pack(parallel);
     if (plan_.dot) return;
+    if constexpr (kMatrix) {
+      for (int32_t d = 0; plan_.matrix && d < q_.D; ++d) matrix_.start(d);
+    }
     const int64_t inputs = g_.dx ? input_columns_.blocks : 0;
     const int64_t tasks = q_.D * (state_columns_.blocks + inputs);
     run_tasks(parallel, plan_.threads, [&](int64_t i) {
@@ -166,6 +192,12 @@ class Backward {
            ++j) {
         const int32_t d = static_cast<int32_t>(j % q_.D);
         const int64_t block = j / q_.D;
+        if constexpr (kMatrix) {
+          if (plan_.matrix) {
+            pack_matrix_block(d, block);
+            continue;
+          }
+        }
         if (block < state_columns_.blocks) {
           pack_block(static_cast<const S*>(q_.weights[d].w_hh), state_columns_, block,
                      sides_[d].w_hh);
@@ -175,6 +207,13 @@ class Backward {
         }
       }
     });
+  }
+  void pack_matrix_block(int32_t d, int64_t block) const {
+    if (block < state_columns_.blocks) {
+      matrix_.pack_state_block(d, state_columns_, block);
+    } else {
+      matrix_.pack_input_block(d, input_columns_, block - state_columns_.blocks);
+    }
   }
   void pack_block(const S* w, const Columns& columns, int64_t block, E* dst) const {
     const int64_t v0 = columns.first(block), v1 = columns.first(block + 1);
@@ -257,6 +296,12 @@ class Backward {
   void state_product(int32_t d, const Dgates& a, int64_t row, int64_t rows, int64_t block,
                      E* sums) const {
     if (rows <= 0) return;
+    if constexpr (kMatrix) {
+      if (plan_.matrix) {
+        const int64_t groups = state_columns_.first(block + 1) - state_columns_.first(block);
+        return matrix_.state_product(d, a.tiles, row, rows, block, static_cast<int>(groups), sums);
+      }
+    }
     if (plan_.dot) {
       product_natural(a, row, rows, static_cast<const S*>(q_.weights[d].w_hh), state_columns_,
                       block, sums);
@@ -267,8 +312,19 @@ class Backward {
 
   // dgates of the step after processing step s, which begins a chunk or belongs to this one.
   Dgates dgates_after(int32_t d, int64_t s, int64_t last, int64_t chunk) const {
-    if (s + 1 == last) return {sides_[d].dz_later, q_.B * G};
-    return {dz_at(d, chunk, time_of(d, s + 1)), panel_stride_};
+    if constexpr (kMatrix) {
+      if (plan_.matrix && s + 1 == last) return {nullptr, 0, matrix_.later(d)};
+    }
+    if (s + 1 < last) return dgates_of(d, s + 1, chunk);
+    return {sides_[d].dz_later, q_.B * G};
+  }
+  // dgates of processing step s of this chunk.
+  Dgates dgates_of(int32_t d, int64_t s, int64_t chunk) const {
+    const int64_t t = time_of(d, s);
+    if constexpr (kMatrix) {
+      if (plan_.matrix) return {nullptr, 0, matrix_.rows_of_step(d, t - chunk)};
+    }
+    return {dz_at(d, chunk, t), panel_stride_};
   }
 
   // Steps [first, last) of direction d, backwards, for rows [b0, b1) and this party's columns.
@@ -302,7 +358,7 @@ class Backward {
     }
     if (first > 0 || (!g_.dh0 && !g_.dc0)) return;
     // What is left belongs to the state before the first step.
-    const Dgates start{dz_at(d, chunk, time_of(d, 0)), panel_stride_};
+    const Dgates start = dgates_of(d, 0, chunk);
     const int64_t rows = min64(b1, rows_of(d, 0));
     for (int64_t block = q0; block < q1; ++block) {
       if (g_.dh0) state_product(d, start, b0, rows - b0, block, part.sums);
@@ -413,7 +469,7 @@ class Backward {
     const E* c_before = c_previous ? c_previous : cells_before(d, s, p);
     const E* c0 = side.c0 + p * q_.B * W;
     E* dc = side.dc + p * q_.B * W;
-    E* dz = dz_at(d, chunk, t) + p * panel_stride_;
+    E* dz = plan_.matrix ? nullptr : dz_at(d, chunk, t) + p * panel_stride_;
     const S* dy = nullptr;
     int64_t dy_row = 0;
     if (!kProjected && g_.dy) {
@@ -448,11 +504,7 @@ class Backward {
         grad = {first_lanes(grad.i, units), first_lanes(grad.f, units), first_lanes(grad.g, units),
                 first_lanes(grad.o, units)};
       }
-      E* out = dz + b * G;
-      grad.i.store(out);
-      grad.f.store(out + W);
-      grad.g.store(out + 2 * W);
-      grad.o.store(out + 3 * W);
+      store_dgates(d, p, (t - chunk), b, grad, dz);
       total[0] = total[0] + grad.i;
       total[1] = total[1] + grad.f;
       total[2] = total[2] + grad.g;
@@ -485,6 +537,17 @@ class Backward {
       while (end < b1 && marks.ended(d, s, end)) ++end;
     }
     marks_.clear(d, s, b0, b1, dc, dz_at(d, chunk, time_of(d, s)) + p * panel_stride_);
+  }
+  FL_INLINE void store_dgates(int32_t d, int64_t p, int64_t step, int64_t b,
+                              const Gates<Vec<E>>& grad, E* dz) const {
+    if constexpr (kMatrix) {
+      if (plan_.matrix) return matrix_.store(d, p, step * matrix_.step_rows() + b, grad);
+    }
+    E* out = dz + b * G;
+    grad.i.store(out);
+    grad.f.store(out + W);
+    grad.g.store(out + 2 * W);
+    grad.o.store(out + 3 * W);
   }
   static FL_INLINE Vec<E> load_units(const S* p, int units) {
     return units == W ? load_as(Tag<E>{}, p) : load_as(Tag<E>{}, p, units);
@@ -526,6 +589,12 @@ class Backward {
   void keep_later(int64_t first, int64_t last) {
     for (int32_t d = 0; d < q_.D; ++d) {
       const int64_t chunk = chunk_begin(d, first, last), t = time_of(d, first);
+      if constexpr (kMatrix) {
+        if (plan_.matrix) {
+          matrix_.keep_later(d, t - chunk);
+          continue;
+        }
+      }
       for (int64_t p = 0; p < panels_; ++p) {
         std::memcpy(sides_[d].dz_later + p * q_.B * G, dz_at(d, chunk, t) + p * panel_stride_,
                     static_cast<size_t>(steps_.rows(t) * G) * sizeof(E));
@@ -561,6 +630,12 @@ class Backward {
         weight_gradients_natural(d, begin, end, last == q_.T);
         continue;
       }
+      if constexpr (kMatrix) {
+        if (plan_.matrix) {
+          matrix_weight_gradients(parallel, d, first, last);
+          continue;
+        }
+      }
       const int64_t threads = plan_.threads;
       run_tasks(parallel, min64(threads, last - first), [&](int64_t i) {
         const int64_t n = min64(threads, last - first);
@@ -578,6 +653,32 @@ class Backward {
         }
       });
     }
+  }
+  void matrix_weight_gradients(const Parallel& parallel, int32_t d, int64_t first, int64_t last) {
+    const Side& side = sides_[d];
+    const Sequence<const S> x(static_cast<const S*>(q_.x), q_.x_t, q_.x_b, steps_);
+    const int64_t begin = chunk_begin(d, first, last), step_rows = matrix_.step_rows();
+    const int64_t tiles = ceil_div((last - first) * step_rows, kTileK);
+    const auto source = [&](int part, int64_t row) -> const S* {
+      const int64_t t = begin + row / step_rows, b = row % step_rows;
+      if (row / step_rows >= last - first || b >= steps_.rows(t)) return nullptr;
+      return part == 0 ? x.step(steps_, t) + b * x.stride_b : h_before(d, t, b);
+    };
+    const int64_t packers = min64(plan_.threads, tiles);
+    run_tasks(parallel, packers, [&](int64_t i) {
+      for (int64_t k = split(tiles, i, packers); k < split(tiles, i + 1, packers); ++k) {
+        matrix_.pack_features(d, k, source);
+      }
+    });
+    run_tasks(parallel, writers(), [&](int64_t i) {
+      const int64_t n = writers();
+      for (int64_t p = split(panels_, i, n); p < split(panels_, i + 1, n); ++p) {
+        E* panel = side.dw + (one_chunk() ? i : p) * side.features * G;
+        matrix_.accumulate_panel(d, p, tiles, last == q_.T, panel);
+        if (first > 0) continue;
+        write_weight_gradients(side, p, panel);
+      }
+    });
   }
   void pack_features(int32_t d, int64_t t, int64_t chunk) const {
     const Side& side = sides_[d];
@@ -607,7 +708,7 @@ class Backward {
   void accumulate_panel(int32_t d, int64_t p, int64_t rows, bool fresh, E* panel) const {
     const Side& side = sides_[d];
     const int64_t block = projection_.on() ? 2 * kShortSum : 64;
-    const int64_t blocks = max64(1, rows / block);
+    const int64_t blocks = projection_.on() ? ceil_div(rows, block) : max64(1, rows / block);
     for (int64_t k = 0; k < blocks; ++k) {
       const int64_t r0 = split(rows, k, blocks), r1 = split(rows, k + 1, blocks);
       const E* dz = side.dz + p * panel_stride_ + r0 * G;
@@ -627,7 +728,7 @@ class Backward {
   void write_weight_gradients(const Side& side, int64_t p, const E* panel) const {
     if (side.dw_ih) unpack_gate_panel(panel, q_.H, q_.I, p, side.dw_ih);
     if (side.dw_hh) {
-      unpack_gate_panel(panel + (q_.I - side.f0) * G, q_.H, q_.P, p, side.dw_hh);
+      unpack_gate_panel(panel + side.h_row * G, q_.H, q_.P, p, side.dw_hh);
     }
   }
   // Few rows: dW row by row in torch's layout.
@@ -671,8 +772,30 @@ class Backward {
     }
   }
 
+  void matrix_input_gradients(const Parallel& parallel, int32_t d, int64_t first, int64_t last) {
+    const int64_t begin = chunk_begin(d, first, last), count = last - first;
+    const int64_t threads = min64(plan_.threads, count);
+    run_tasks(parallel, threads, [&](int64_t i) {
+      for (int64_t block = 0; block < input_columns_.blocks; ++block) {
+        const int64_t groups = input_columns_.first(block + 1) - input_columns_.first(block);
+        for (int64_t n = split(count, i, threads); n < split(count, i + 1, threads); ++n) {
+          const int64_t t = begin + n, rows = steps_.rows(t);
+          matrix_.input_product(d, matrix_.rows_of_step(d, n), 0, rows, block,
+                                static_cast<int>(groups), parts_[i].sums);
+          write_input_block(block, rows, parts_[i].sums,
+                            static_cast<S*>(g_.dx) + steps_.offset(t) * q_.I);
+        }
+      }
+    });
+  }
   void input_gradients(const Parallel& parallel, int64_t first, int64_t last) {
     for (int32_t d = 0; d < q_.D; ++d) {
+      if constexpr (kMatrix) {
+        if (plan_.matrix) {
+          matrix_input_gradients(parallel, d, first, last);
+          continue;
+        }
+      }
       const int64_t begin = chunk_begin(d, first, last), end = begin + last - first;
       const int64_t rows = steps_.offset(end) - steps_.offset(begin);
       const Dgates dz{sides_[d].dz, panel_stride_};
@@ -733,6 +856,7 @@ class Backward {
   const Columns state_columns_, input_columns_;
   BackwardProjection<S, E> projection_;
   BackwardMarks<S, E> marks_;
+  MatrixBackward<S> matrix_;
   Steps steps_{0, 0, nullptr, nullptr};
   int64_t* offsets_ = nullptr;
   Barrier* barriers_ = nullptr;

@@ -7,6 +7,9 @@
 #if defined(__unix__) || defined(__APPLE__)
 #include <unistd.h>
 #endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#endif
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
@@ -39,6 +42,25 @@ const Kernels* kernels_of(Isa isa) {
 bool processor_has_f16c() {
   unsigned eax, ebx, ecx, edx;
   return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
+}
+
+// Whether there are tiles of bfloat16, the system keeps them between threads, and lets us use them:
+// Linux wants to be asked, once for all threads, because they enlarge every thread's saved state.
+bool may_use_tiles() {
+#if defined(__linux__)
+  constexpr unsigned kTileBits = 1u << 24 | 1u << 22;  // AMX-TILE, AMX-BF16 in leaf 7's edx
+  constexpr unsigned kSaved = 3u << 17;                // tile configuration and data in XCR0
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;
+  unsigned eax, ebx, ecx, edx;
+  if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0 || (edx & kTileBits) != kTileBits) {
+    return false;
+  }
+  if (__get_cpuid(1, &eax, &ebx, &ecx, &edx) == 0 || (ecx & bit_OSXSAVE) == 0) return false;
+  __asm__ volatile("xgetbv" : "=a"(eax), "=d"(edx) : "c"(0));
+  return (eax & kSaved) == kSaved && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
 }
 #endif
 
@@ -102,8 +124,22 @@ bool multiplies_pairs() {
 #endif
 }
 
+// Whether it has tiles of bfloat16 beside them (AMX).
+bool has_tiles() {
+#if defined(__x86_64__)
+  static const bool tiles =
+      amx_bfloat16_kernels() != nullptr && multiplies_pairs() && may_use_tiles();
+  return tiles;
+#else
+  return false;
+#endif
+}
+
 const Kernels& kernels(DType dtype) {
   const Isa isa = active_isa();
+  if (isa == Isa::kAvx512 && dtype == DType::kBFloat16 && has_tiles()) {
+    return *amx_bfloat16_kernels();
+  }
   if (isa == Isa::kAvx512 && dtype == DType::kBFloat16 && multiplies_pairs()) {
     return *avx512_bfloat16_kernels();
   }
@@ -208,7 +244,7 @@ Status forward(const Problem& problem, const Outputs& outputs, void* workspace,
     return Status::kBadArgument;
   }
   if (outputs.cells != nullptr) {
-    if (problem.batch_sizes != nullptr) return Status::kBadArgument;
+    if (!problem.cells || problem.batch_sizes != nullptr) return Status::kBadArgument;
     if (projects(problem)) return Status::kUnsupported;
   }
   const Plan plan = plan_forward(problem, outputs.reserve != nullptr, usable(parallel.threads),
@@ -228,7 +264,7 @@ Status backward(const Problem& problem, const Gradients& gradients, void* worksp
     return Status::kBadArgument;
   }
   if (gradients.dcells != nullptr) {
-    if (problem.batch_sizes != nullptr) return Status::kBadArgument;
+    if (!problem.cells || problem.batch_sizes != nullptr) return Status::kBadArgument;
     if (projects(problem)) return Status::kUnsupported;
   }
   const Plan plan = plan_backward(problem, usable(parallel.threads), facts_of(problem.dtype));
@@ -242,10 +278,12 @@ Status backward(const Problem& problem, const Gradients& gradients, void* worksp
 void explain(const Problem& problem, bool training, int32_t threads, char* text,
              size_t text_bytes) {
   const Plan plan = plan_forward(problem, training, usable(threads), facts_of(problem.dtype));
-  const bool pairs =
-      problem.dtype == DType::kBFloat16 && &kernels(problem.dtype) == avx512_bfloat16_kernels();
+  const bool pairs = problem.dtype == DType::kBFloat16 && active_isa() == Isa::kAvx512 &&
+                     &kernels(problem.dtype) != avx512_kernels();
   std::snprintf(text, text_bytes, "cpu %s%s: %s, input %s%s, %d task%s%s", isa_name(active_isa()),
-                pairs ? " with bfloat16 products" : "",
+                plan.matrix ? " with bfloat16 tiles"
+                : pairs     ? " with bfloat16 products"
+                            : "",
                 plan.dot ? "dot products on the weights as they lie" : "packed gate panels",
                 plan.fused ? "fused into each step" : "projected ahead in chunks",
                 projects(problem) ? ", h projected after each step" : "", plan.threads,

@@ -21,7 +21,8 @@ class Forward {
         K_(x_rows_ + panel_rows<S, E>(problem.P)),
         chunk_rows_(min64(plan.chunk_steps, problem.T) * problem.B),
         projection_(problem, plan_),
-        marks_(problem, outputs, plan_) {
+        marks_(problem, outputs, plan_),
+        matrix_(problem, plan_) {
     Carver carver(workspace);
     offsets_ = carver.take<int64_t>(q_.batch_sizes ? q_.T + 1 : 0);
     zeros_ = carver.take<A>(q_.P);
@@ -29,9 +30,9 @@ class Forward {
     const bool training = outputs.reserve != nullptr;
     for (int32_t d = 0; d < q_.D; ++d) {
       Side& side = sides_[d];
-      if (!plan.dot) side.weights = carver.take<E>(panels_ * K_ * G);
+      if (!plan.dot && !plan.matrix) side.weights = carver.take<E>(panels_ * K_ * G);
       if (!plan.fused) {
-        side.w_x = carver.take<E>(panels_ * panel_rows<S, E>(q_.I) * G);
+        side.w_x = carver.take<E>(plan.matrix ? 0 : panels_ * panel_rows<S, E>(q_.I) * G);
         side.projected = carver.take<E>(panels_ * chunk_rows_ * G);
       }
       side.bias = carver.take<E>(panels_ * G);
@@ -44,6 +45,7 @@ class Forward {
     }
     projection_.carve(carver);
     marks_.carve(carver);
+    matrix_.carve(carver, chunk_rows_);
     const int64_t part_rows = projection_.on() && !plan.dot ? q_.B : 0;
     for (int32_t i = 0; i < plan.threads && i < kMaxParts; ++i) {
       E* part = carver.take<E>(part_rows * G);
@@ -75,8 +77,14 @@ class Forward {
         run_tasks(parallel, plan_.threads, [&](int64_t i) {
           const Share share = share_of(static_cast<int32_t>(i), plan_.threads, q_.D);
           for (int32_t d = share.first_side; d < share.last_side; ++d) {
-            recur(d, first, last, split_rows(steps_, share.index, share.count),
-                  split_rows(steps_, share.index + 1, share.count), 0, panels_, parts_[i], nullptr);
+            const Work work{first,
+                            last,
+                            first_row(share.index, share.count),
+                            first_row(share.index + 1, share.count),
+                            0,
+                            panels_,
+                            i};
+            recur(d, work, nullptr, 1, 0);
           }
         });
       } else {
@@ -84,9 +92,14 @@ class Forward {
           const Share share = share_of(rank, parties, q_.D);
           for (int32_t d = share.first_side; d < share.last_side; ++d) {
             Barrier* barrier = share.count > 1 ? &barriers_[d] : nullptr;
-            recur(d, first, last, 0, q_.B, split(panels_, share.index, share.count),
-                  split(panels_, share.index + 1, share.count), parts_[rank], barrier,
-                  static_cast<int32_t>(share.count), share.index);
+            const Work work{first,
+                            last,
+                            0,
+                            q_.B,
+                            split(panels_, share.index, share.count),
+                            split(panels_, share.index + 1, share.count),
+                            rank};
+            recur(d, work, barrier, static_cast<int32_t>(share.count), share.index);
           }
         });
       }
@@ -95,6 +108,7 @@ class Forward {
   }
 
  private:
+  static constexpr bool kMatrix = has_matrix<S>();
   static constexpr bool kConverts = !std::is_same<S, A>::value;
   static constexpr int kMaxParts = 256;
   static constexpr int kCellRows = kRegisters == 32 ? 3 : 2;  // cells computed side by side
@@ -121,6 +135,12 @@ class Forward {
     int64_t c_panel;
   };
 
+  // What one task of the recurrence does: steps [first, last), rows [b0, b1), panels [p0, p1).
+  struct Work {
+    int64_t first, last, b0, b1, p0, p1;
+    int64_t task;
+  };
+
   // Everything the tiles of one (step, segment, panel) need.
   struct Context {
     const A* x;  // row b at x + b * x_row; null when projected
@@ -136,7 +156,9 @@ class Forward {
     int64_t m_row;
     S* y;  // row b at y + b * y_row
     int64_t y_row;
-    E* h_copy;  // converted types: h as stored, row b at h_copy + b * P
+    BFloat16* h_tiles = nullptr;  // matrix unit: row 0
+    int64_t h_block = 0;          // and from a block of rows to the next
+    E* h_copy;                    // converted types: h as stored, row b at h_copy + b * P
     int64_t P;
     int units;
   };
@@ -168,6 +190,9 @@ class Forward {
       }
     }
     projection_.pack(parallel);
+    if constexpr (kMatrix) {
+      if (plan_.matrix) return prepare_matrix(parallel);
+    }
     if (plan_.dot && plan_.fused) return;
     const int64_t tasks = q_.D * panels_;
     run_tasks(parallel, plan_.threads, [&](int64_t i) {
@@ -249,6 +274,9 @@ class Forward {
   };
 
   void project_x(const Parallel& parallel, int64_t first, int64_t last) {
+    if constexpr (kMatrix) {
+      if (plan_.matrix) return project_x_matrix(parallel, first, last);
+    }
     const int64_t tasks = q_.D * panels_;
     run_tasks(parallel, plan_.threads, [&](int64_t i) {
       for (int64_t j = split(tasks, i, plan_.threads); j < split(tasks, i + 1, plan_.threads);
@@ -296,8 +324,8 @@ class Forward {
 #pragma GCC unroll 1
     for (; r < R; ++r) finish_rows<1>(at, sums + r * G, row + r);
   }
-  // N rows of pre-activations, [N][gate][W].
-  template <int N>
+  // N rows of pre-activations, [N][gate][W], which hold their starting sums already or not.
+  template <int N, bool kStarted = true>
   static FL_INLINE void finish_rows(const Context& at, const E* sums, int64_t row) {
     Gates<Rows<E, N>> gate;
     Rows<E, N> c_prev, c, h;
@@ -308,6 +336,13 @@ class Forward {
       gate.f.v[i] = Vec<E>::load(z + W);
       gate.g.v[i] = Vec<E>::load(z + 2 * W);
       gate.o.v[i] = Vec<E>::load(z + 3 * W);
+      if constexpr (!kStarted) {
+        const E* start = at.start + (row + i) * at.start_row;
+        gate.i.v[i] = gate.i.v[i] + Vec<E>::load(start);
+        gate.f.v[i] = gate.f.v[i] + Vec<E>::load(start + W);
+        gate.g.v[i] = gate.g.v[i] + Vec<E>::load(start + 2 * W);
+        gate.o.v[i] = gate.o.v[i] + Vec<E>::load(start + 3 * W);
+      }
       c_prev.v[i] = Vec<E>::load(at.c_in + (row + i) * W);
     }
     cell_forward(gate, c_prev, c, h);
@@ -325,6 +360,10 @@ class Forward {
       if (at.m) {
         h.v[i].store(at.m + b * at.m_row);
         continue;
+      }
+      if constexpr (!kStarted) {
+        const Vec<E> known = at.units == W ? h.v[i] : first_lanes(h.v[i], at.units);
+        store_as(known, at.h_tiles + row_in_tiles(b, at.h_block));
       }
       S* y = at.y + b * at.y_row;
       if (at.units == W) {
@@ -449,46 +488,55 @@ class Forward {
     }
   }
 
-  // Steps [first, last) of direction d for rows [b0, b1) and panels [p0, p1).
-  void recur(int32_t d, int64_t first, int64_t last, int64_t b0, int64_t b1, int64_t p0, int64_t p1,
-             E* part, Barrier* barrier, int32_t parties = 1, int64_t index = 0) {
-    Side& side = sides_[d];
-    const int64_t chunk = chunk_begin(d, first, last);
-    const Sequence<S> y = y_sequence(d);
-    const int64_t k_blocks = ceil_div(K_, plan_.k_block);
+  // The context of processing step s; panel() fills in the rest.
+  Context context_of(int32_t d, int64_t s, int64_t chunk) const {
+    Context at;
+    at.x = x_rows(d, time_of(d, s), chunk, at.x_row);
+    at.y_row = y_sequence(d).stride_b;
+    at.h_copy = nullptr;
+    at.P = q_.P;
+    at.m_row = projection_.m_row();
+    return at;
+  }
+  void set_panel(Context& at, int32_t d, int64_t s, int64_t chunk, int64_t p) const {
+    const Side& side = sides_[d];
+    const int64_t t = time_of(d, s);
     const bool training = out_.reserve != nullptr;
+    at.units = static_cast<int>(min64(W, q_.H - p * W));
+    at.weights = side.weights + p * K_ * G;
+    at.y = y_sequence(d).step(steps_, t) + p * W;
+    at.m = projection_.on() ? projection_.m(d) + p * W : nullptr;
+    if constexpr (kConverts) at.h_copy = side.h + (s & 1) * q_.B * q_.P + p * W;
+    if (plan_.fused) {
+      at.start = side.bias + p * G;
+      at.start_row = 0;
+    } else {
+      at.start = side.projected + (p * chunk_rows_ + steps_.offset(t) - steps_.offset(chunk)) * G;
+      at.start_row = G;
+    }
+    at.gates = training ? side.reserve.gates_at(steps_, t, p) : nullptr;
+    at.c_out = training ? side.reserve.cells_at(steps_, t, p) : side.c + p * q_.B * W;
+  }
+
+  void recur(int32_t d, const Work& work, Barrier* barrier, int32_t parties, int64_t index) {
+    if constexpr (kMatrix) {
+      if (plan_.matrix) return recur_matrix(d, work, barrier, parties);
+    }
+    const int64_t b0 = work.b0, b1 = work.b1, p0 = work.p0, p1 = work.p1;
+    const int64_t chunk = chunk_begin(d, work.first, work.last);
+    const int64_t k_blocks = ceil_div(K_, plan_.k_block);
     const bool prefetch = (p1 - p0) * K_ * G * static_cast<int64_t>(sizeof(E)) > plan_.near_bytes;
-    for (int64_t s = first; s < last; ++s) {
-      const int64_t t = time_of(d, s);
+    for (int64_t s = work.first; s < work.last; ++s) {
       Segment segments[2];
       int count = segments_of(d, s, b0, b1, segments);
       if (marks_.on() && count > 0) {
         count = marks_.enter(d, s, p0, p1, index, initial_h(d), segments[0]);
       }
-      Context at;
-      at.x = x_rows(d, t, chunk, at.x_row);
-      at.y_row = y.stride_b;
-      at.h_copy = nullptr;
-      at.P = q_.P;
-      at.m_row = projection_.m_row();
+      Context at = context_of(d, s, chunk);
       const bool backwards = s & 1;  // zigzag: what the last step left in cache is used first
       for (int64_t i = p0; i < p1; ++i) {
         const int64_t p = backwards ? p1 - 1 - (i - p0) : i;
-        at.units = static_cast<int>(min64(W, q_.H - p * W));
-        at.weights = side.weights + p * K_ * G;
-        at.y = y.step(steps_, t) + p * W;
-        at.m = projection_.on() ? projection_.m(d) + p * W : nullptr;
-        if constexpr (kConverts) at.h_copy = side.h + (s & 1) * q_.B * q_.P + p * W;
-        if (plan_.fused) {
-          at.start = side.bias + p * G;
-          at.start_row = 0;
-        } else {
-          at.start =
-              side.projected + (p * chunk_rows_ + steps_.offset(t) - steps_.offset(chunk)) * G;
-          at.start_row = G;
-        }
-        at.gates = training ? side.reserve.gates_at(steps_, t, p) : nullptr;
-        at.c_out = training ? side.reserve.cells_at(steps_, t, p) : side.c + p * q_.B * W;
+        set_panel(at, d, s, chunk, p);
         for (int j = 0; j < count; ++j) {
           at.segment = &segments[j];
           at.c_in = segments[j].c + p * segments[j].c_panel;
@@ -507,15 +555,121 @@ class Forward {
         const int64_t columns = projection_.columns().blocks;
         if (barrier != nullptr) barrier->wait(parties);  // m of all units is there
         project_h(d, s, b0, b1, split(columns, index, parties), split(columns, index + 1, parties),
-                  part);
+                  parts_[work.task]);
       }
       if (marks_.on()) {
-        E* c = training ? side.reserve.cells_at(steps_, t, 0) : side.c;
-        S* gates = training ? side.reserve.gates_at(steps_, t, 0) : nullptr;
+        const int64_t t = time_of(d, s);
+        const bool training = out_.reserve != nullptr;
+        const Sequence<S> y = y_sequence(d);
+        E* c = training ? sides_[d].reserve.cells_at(steps_, t, 0) : sides_[d].c;
+        S* gates = training ? sides_[d].reserve.gates_at(steps_, t, 0) : nullptr;
         marks_.leave(d, s, b0, b1, p0, p1, y.step(steps_, t), y.stride_b, c, gates);
       }
       if (barrier) barrier->wait(parties);
     }
+  }
+
+  // Tasks that split rows begin at whole tiles.
+  int64_t first_row(int64_t index, int64_t count) const {
+    const int64_t b = split_rows(steps_, index, count);
+    if (!plan_.matrix || index == count) return b;
+    return min64(q_.B, (b + kTileRows / 2) / kTileRows * kTileRows);
+  }
+
+  void prepare_matrix(const Parallel& parallel) {
+    for (int32_t d = 0; d < q_.D; ++d) matrix_.start(d);
+    const int64_t tasks = q_.D * panels_;
+    run_tasks(parallel, plan_.threads, [&](int64_t i) {
+      for (int64_t j = split(tasks, i, plan_.threads); j < split(tasks, i + 1, plan_.threads);
+           ++j) {
+        matrix_.pack(static_cast<int32_t>(j / panels_), j % panels_);
+      }
+    });
+  }
+
+  // bias + x W_ih^T of a chunk: its rows as tiles first, then panel by panel.
+  void project_x_matrix(const Parallel& parallel, int64_t first, int64_t last) {
+    const Sequence<const S> x = x_sequence();
+    const int64_t count = last - first, n = min64(plan_.threads, count);
+    for (int32_t d = 0; d < q_.D; ++d) {
+      const int64_t begin = chunk_begin(d, first, last);
+      run_tasks(parallel, n, [&](int64_t i) {
+        for (int64_t t = begin + split(count, i, n); t < begin + split(count, i + 1, n); ++t) {
+          const int64_t row = steps_.offset(t) - steps_.offset(begin);
+          for (int64_t b = 0; b < steps_.rows(t); ++b) {
+            matrix_.copy_chunk_row(d, x.step(steps_, t) + b * x.stride_b, row + b);
+          }
+        }
+      });
+    }
+    const int64_t tasks = q_.D * panels_;
+    run_tasks(parallel, plan_.threads, [&](int64_t i) {
+      MatrixUnit unit;
+      for (int64_t j = split(tasks, i, plan_.threads); j < split(tasks, i + 1, plan_.threads);
+           ++j) {
+        const int32_t d = static_cast<int32_t>(j / panels_);
+        const int64_t begin = chunk_begin(d, first, last);
+        project_panel_matrix(unit, d, j % panels_,
+                             steps_.offset(begin + count) - steps_.offset(begin));
+      }
+    });
+  }
+  void project_panel_matrix(MatrixUnit& unit, int32_t d, int64_t p, int64_t rows) const {
+    const E* bias = sides_[d].bias + p * G;
+    E* out = sides_[d].projected + p * chunk_rows_ * G;
+    alignas(64) E sums[2 * kTileRows * G];
+    for (int64_t row = 0; row < rows; row += 2 * kTileRows) {
+      const int64_t count = min64(2 * kTileRows, rows - row);
+      matrix_.input_product(unit, d, p, row, count > kTileRows ? 2 : 1, sums);
+      for (int64_t r = 0; r < count; ++r) {
+        for (int64_t k = 0; k < G; k += W) {
+          (Vec<E>::load(sums + r * G + k) + Vec<E>::load(bias + k)).store(out + (row + r) * G + k);
+        }
+      }
+    }
+  }
+
+  void recur_matrix(int32_t d, const Work& work, Barrier* barrier, int32_t parties) {
+    const int64_t chunk = chunk_begin(d, work.first, work.last);
+    const Sequence<const S> x = x_sequence();
+    MatrixUnit unit;
+    for (int64_t s = work.first; s < work.last; ++s) {
+      const int64_t t = time_of(d, s), end = min64(work.b1, steps_.rows(t));
+      Segment segments[2];
+      const int count = segments_of(d, s, work.b0, work.b1, segments);
+      for (int64_t b = work.b0; plan_.fused && b < end; ++b) {
+        matrix_.copy_step_row(work.task, x.step(steps_, t) + b * x.stride_b, b);
+      }
+      Context at = context_of(d, s, chunk);
+      at.h_block = matrix_.h_block();
+      const bool backwards = s & 1;  // zigzag: what the last step left in cache is used first
+      for (int64_t i = work.p0; i < work.p1; ++i) {
+        const int64_t p = backwards ? work.p1 - 1 - (i - work.p0) : i;
+        set_panel(at, d, s, chunk, p);
+        at.h_tiles = matrix_.h_at(d, s, p);
+        for (int64_t b = work.b0; b < end; b += 2 * kTileRows) {
+          alignas(64) E sums[2 * kTileRows * G];
+          const int64_t last = min64(end, b + 2 * kTileRows);
+          matrix_.step_product(unit, d, work.task, s, p, b, last - b > kTileRows ? 2 : 1, sums);
+          for (int j = 0; j < count; ++j) {
+            at.c_in = segments[j].c + p * segments[j].c_panel;
+            finish_matrix(at, sums, b, max64(b, segments[j].begin), min64(last, segments[j].end));
+          }
+        }
+      }
+      if (barrier != nullptr) barrier->wait(parties);
+    }
+  }
+  // Cells of rows [begin, end) whose products are sums, row b first.
+  static void finish_matrix(const Context& at, const E* sums, int64_t b, int64_t begin,
+                            int64_t end) {
+    int64_t row = begin;
+#pragma GCC unroll 1
+    for (; row + kCellRows <= end; row += kCellRows) {
+      finish_rows<kCellRows, false>(at, sums + (row - b) * G, row);
+    }
+#pragma GCC unroll 1
+    for (; row < end; ++row) finish_rows<1, false>(at, sums + (row - b) * G, row);
   }
 
   // h of processing step s for rows [b0, b1) and column blocks [q0, q1), from the m of its cells.
@@ -627,6 +781,7 @@ class Forward {
   const int64_t panels_, x_rows_, K_, chunk_rows_;
   ForwardProjection<S, E> projection_;
   ForwardMarks<S, E> marks_;
+  MatrixForward<S> matrix_;
   Steps steps_{0, 0, nullptr, nullptr};
   int64_t* offsets_ = nullptr;
   A* zeros_ = nullptr;

@@ -12,6 +12,10 @@ namespace FUSED_LSTM_ISA_NAMESPACE {
 template <class E>
 struct Tag {};
 
+#ifndef FUSED_LSTM_MATRIX
+#define FUSED_LSTM_MATRIX 0
+#endif
+
 // Each builds on those before it.
 // clang-format off
 #include "simd.h"
@@ -22,6 +26,9 @@ struct Tag {};
 #include "sequence.h"
 #include "projection.h"
 #include "marks.h"
+#include "matrix.h"
+#include "matrix_forward.h"
+#include "matrix_backward.h"
 #include "forward.h"
 #include "backward.h"
 // clang-format on
@@ -53,6 +60,7 @@ inline Facts facts(DType dtype) {
     facts.compute_bytes = sizeof(e);
     facts.storage_bytes = sizeof(s);
     facts.operand_bytes = sizeof(typename Operand<decltype(s), decltype(e)>::type);
+    facts.matrix = has_matrix<decltype(s)>();
     return facts;
   });
 }

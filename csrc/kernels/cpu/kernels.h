@@ -21,7 +21,8 @@ const Kernels* portable_kernels();
 const Kernels* avx2_kernels();             // null where this build or architecture has none
 const Kernels* avx512_kernels();           // likewise
 const Kernels* avx512_bfloat16_kernels();  // likewise; beside the former, for bfloat16 alone
-const Kernels* emulated512_kernels();      // AVX-512's code on emulated vectors, for tests
+const Kernels* amx_bfloat16_kernels();     // likewise
+const Kernels* emulated512_kernels();  // AVX-512's and AMX's code on emulated vectors, for tests
 
 }  // namespace cpu
 }  // namespace fused_lstm

@@ -14,6 +14,7 @@ constexpr int64_t kCallWork = 1'000'000;
 constexpr int64_t kForwardChunkRows = 1024;
 constexpr int64_t kForwardNearRows = 384;  // where W_ih stays in L2, and projected gates should too
 constexpr int64_t kBackwardChunkRows = 512;
+constexpr int64_t kMatrixRows = 2;  // a tile has 16, and is worth it with few of them in use
 
 void plan_threads(const Problem& problem, int64_t step_work, int64_t weight_bytes, int32_t threads,
                   const Facts& facts, Plan& plan) {
@@ -23,8 +24,10 @@ void plan_threads(const Problem& problem, int64_t step_work, int64_t weight_byte
   // and every task keeps enough rows to reuse them.
   const int64_t tasks_per_direction = max_of(1, threads / problem.D);
   const bool weights_fit = weight_bytes <= facts.l2_bytes / 2;
-  const bool rows_enough = problem.B >= 8 * tasks_per_direction;
-  plan.split = rows_enough && (weights_fit || problem.B >= 64 * tasks_per_direction)
+  // A matrix unit works on tiles of 16 rows, and so fast that weights from afar keep it waiting.
+  const int64_t least = plan.matrix ? 16 : 8, hides_weights = plan.matrix ? 256 : 64;
+  const bool rows_enough = problem.B >= least * tasks_per_direction;
+  plan.split = rows_enough && (weights_fit || problem.B >= hides_weights * tasks_per_direction)
                    ? Split::kRows
                    : Split::kUnits;
   if (plan.split == Split::kUnits) {
@@ -59,6 +62,8 @@ Plan plan_forward(const Problem& problem, bool training, int32_t threads, const 
   // they lie even then: a packed panel is of computed elements, twice the bytes.
   const bool converts = facts.storage_bytes < facts.operand_bytes;
   plan.dot = rows <= 4 || (problem.B == 1 && (problem.T < 12 || converts));
+  plan.matrix = facts.matrix && !plan.dot && problem.B >= kMatrixRows && !projects(problem) &&
+                problem.marks == nullptr && !problem.cells;
   if (rows <= 4) {
     plan.fused = true;
   } else if (problem.B < 6) {
@@ -66,7 +71,7 @@ Plan plan_forward(const Problem& problem, bool training, int32_t threads, const 
   } else {
     // One product over a chunk of steps reuses W_ih; worth a pass through memory once W_ih and W_hh
     // together no longer stay near between steps and a step has too few rows to hide their reading.
-    plan.fused = problem.I <= 64 || problem.B >= 48 ||
+    plan.fused = problem.I <= 64 || problem.B >= (plan.matrix ? 192 : 48) ||
                  input_bytes + state_bytes <= max_of(facts.l2_bytes * 3 / 4, facts.near_bytes / 2);
   }
   plan.chunk_steps = problem.T;
@@ -91,6 +96,8 @@ Plan plan_backward(const Problem& problem, int32_t threads, const Facts& facts) 
   Plan plan;
   const int64_t rows = total_rows(problem);
   plan.dot = rows <= (facts.storage_bytes < facts.compute_bytes ? 1 : 4);
+  plan.matrix = facts.matrix && !plan.dot && problem.B >= kMatrixRows && !projects(problem) &&
+                problem.marks == nullptr && !problem.cells;
   // In one chunk dW needs no sums of its own, only a panel at a time (backward.h): less memory, as
   // long as the chunk has fewer rows than dW.
   const bool one_chunk = rows <= max_of(kBackwardChunkRows, problem.I + problem.P);

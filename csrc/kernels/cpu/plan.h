@@ -15,6 +15,7 @@ struct Facts {
   int32_t compute_bytes = 4;   // size of a compute element
   int32_t storage_bytes = 4;   // size of a stored element
   int32_t operand_bytes = 4;   // size of what forward's products take: as stored or as computed
+  bool matrix = false;         // has a matrix unit for its operands
   int64_t l2_bytes = 1 << 20;  // per core
   // Weights up to this size come as fast as they are used, without being asked for ahead: the L2,
   // and on processors whose L3 is close (Zen: 30 bytes a cycle) the L3 too.
@@ -32,6 +33,7 @@ struct Plan {
   // x_t and h_{t-1} are two operands of the same accumulators; otherwise the input is projected for
   // a chunk of steps first, by one product that reuses W_ih.
   bool fused = true;
+  bool matrix = false;  // products run on the matrix unit
   Split split = Split::kRows;
   int32_t threads = 1;  // tasks of the recurrence
   int64_t chunk_steps =

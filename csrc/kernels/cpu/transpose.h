@@ -58,3 +58,19 @@ FL_INLINE Vec<E> sum_each(const Vec<E> (&a)[N]) {
   for (int j = 0; j < N; ++j) sums[j] = sum(a[j]);
   return Vec<E>::load(sums);
 }
+
+// [16][16 words] -> its transpose; a word is a pair of bfloat16.
+inline void transpose_words(const BFloat16* src, BFloat16* dst) {
+#if FUSED_LSTM_SIMD >= 2
+  for (int i = 0; i < 16; i += 8) {
+    for (int j = 0; j < 16; j += 8) {
+      transpose_8x8(reinterpret_cast<const float*>(src) + i * 16 + j, 16,
+                    reinterpret_cast<float*>(dst) + j * 16 + i, 16);
+    }
+  }
+#else
+  for (int i = 0; i < 16; ++i) {
+    for (int j = 0; j < 16; ++j) std::memcpy(dst + (j * 16 + i) * 2, src + (i * 16 + j) * 2, 4);
+  }
+#endif
+}
