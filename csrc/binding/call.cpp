@@ -62,8 +62,9 @@ void Call::set_marks(const OptionalTensor& marks) {
       static_cast<const uint8_t*>(dense || problem_.B == 0 ? read_data(*marks) : copied(v));
 }
 
-Tensor Call::new_cells(bool wanted, Outputs* out) const {
+Tensor Call::new_cells(bool wanted, Outputs* out) {
   if (!wanted) return place_.empty({0}, dtype_);
+  problem_.cells = true;
   Tensor cells = new_rows(problem_.D * problem_.H);
   out->cells = write_data(cells);
   return cells;
@@ -71,6 +72,7 @@ Tensor Call::new_cells(bool wanted, Outputs* out) const {
 
 void Call::read_cells_gradient(const OptionalTensor& grad_cells, Gradients* g) {
   if (!grad_cells) return;
+  problem_.cells = true;
   g->dcells = sequence("grad_cells", *grad_cells, "[T, B, D*H]", problem_.D * problem_.H,
                        &g->dcells_t, &g->dcells_b);
 }

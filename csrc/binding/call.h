@@ -50,7 +50,7 @@ class Call {
   // What the marked operators take besides: marks, checked, into the problem.
   void set_marks(const OptionalTensor& marks);
   // Allocates the cell states of every step, or [0] where they are not wanted.
-  Tensor new_cells(bool wanted, Outputs* out) const;
+  Tensor new_cells(bool wanted, Outputs* out);
   void read_cells_gradient(const OptionalTensor& grad_cells, Gradients* g);
 
   // Allocates y, h_n and c_n, and says in *out where they lie. The reserve is the caller's to add.

@@ -50,6 +50,7 @@ struct Problem {
   // [T, B] or null: a byte of the bits above for each row of each step. With bit kMarkEnded a row
   // ends: all its later steps have it too. Not with batch_sizes, nor (kUnsupported) with w_hr.
   const uint8_t* marks = nullptr;
+  bool cells = false;        // Outputs::cells will be asked for, or Gradients::dcells given
   const void* x = nullptr;   // [T, B, I], unit stride over I
   int64_t x_t = 0, x_b = 0;  // strides of x in elements
   const void* h0 = nullptr;  // [D, B, P] contiguous, or null for zeros

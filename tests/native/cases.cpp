@@ -256,6 +256,7 @@ Data::Data(const Case& c) : case_(c), random_(static_cast<uint64_t>(c.seed)) {
   if (c.cells != 0) {
     const Strides s = strides_of(c, c.dy_layout, p.D * p.H, rows);
     void* dcells = make(s.elements, 1.0);
+    p.cells = true;
     incoming.dcells = dcells;
     incoming.dcells_t = s.t;
     incoming.dcells_b = s.b;

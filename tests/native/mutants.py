@@ -262,6 +262,52 @@ MUTANTS += [
     ),
 ]
 
+# Rows that are reset or have ended, and cells.
+MUTANTS += [
+    Mutant(
+        "marks: h goes on across a reset",
+        "cpu/marks.h",
+        "copy_h(from == Marks::From::kZeros ? nullptr",
+        "copy_h(false ? nullptr",
+        "test_marks",
+    ),
+    Mutant(
+        "marks: the gradient of c goes on across a reset",
+        "cpu/marks.h",
+        "if (from == Marks::From::kZeros) Vec<E>::set1(0).store(dc + b * W);",
+        "",
+        "test_marks",
+    ),
+    Mutant(
+        "marks: dW_hh takes h from before a reset",
+        "cpu/backward.h",
+        "if (from == Marks::From::kZeros || from == Marks::From::kNoStep) return nullptr;",
+        "if (from == Marks::From::kNoStep) return nullptr;",
+        "test_marks",
+    ),
+    Mutant(
+        "marks: in reverse a row starts in what padding left",
+        "cpu/marks.h",
+        "const bool initial = from == Marks::From::kInitial && !first;",
+        "const bool initial = false;",
+        "test_marks",
+    ),
+    Mutant(
+        "marks: dW_ih reads behind a row's end",
+        "cpu/backward.h",
+        "if (marks_.marks().on() && marks_.marks().ended(0, t, b)) return nullptr;",
+        "",
+        "test_marks",
+    ),
+    Mutant(
+        "marks: no gradient of cells in the second direction",
+        "cpu/marks.h",
+        "if (g_.dcells == nullptr) return;",
+        "if (g_.dcells == nullptr || d == 1) return;",
+        "test_marks",
+    ),
+]
+
 # bfloat16 on the matrix unit's tiles, emulated likewise.
 MUTANTS += [
     Mutant(
@@ -311,52 +357,6 @@ MUTANTS += [
         "store_as(*gates[gate] - load_as(Tag<float>{}, high), low);",
         "test_special",
         "emulated512",
-    ),
-]
-
-# Rows that are reset or have ended, and cells.
-MUTANTS += [
-    Mutant(
-        "marks: h goes on across a reset",
-        "cpu/marks.h",
-        "copy_h(from == Marks::From::kZeros ? nullptr",
-        "copy_h(false ? nullptr",
-        "test_marks",
-    ),
-    Mutant(
-        "marks: the gradient of c goes on across a reset",
-        "cpu/marks.h",
-        "if (from == Marks::From::kZeros) Vec<E>::set1(0).store(dc + b * W);",
-        "",
-        "test_marks",
-    ),
-    Mutant(
-        "marks: dW_hh takes h from before a reset",
-        "cpu/backward.h",
-        "if (from == Marks::From::kZeros || from == Marks::From::kNoStep) return nullptr;",
-        "if (from == Marks::From::kNoStep) return nullptr;",
-        "test_marks",
-    ),
-    Mutant(
-        "marks: in reverse a row starts in what padding left",
-        "cpu/marks.h",
-        "const bool initial = from == Marks::From::kInitial && !first;",
-        "const bool initial = false;",
-        "test_marks",
-    ),
-    Mutant(
-        "marks: dW_ih reads behind a row's end",
-        "cpu/backward.h",
-        "if (marks_.marks().on() && marks_.marks().ended(0, t, b)) return nullptr;",
-        "",
-        "test_marks",
-    ),
-    Mutant(
-        "marks: no gradient of cells in the second direction",
-        "cpu/marks.h",
-        "if (g_.dcells == nullptr) return;",
-        "if (g_.dcells == nullptr || d == 1) return;",
-        "test_marks",
     ),
 ]
 

@@ -23,8 +23,8 @@ class Backward {
         state_columns_(problem.P, plan.split == Split::kUnits ? plan.threads / problem.D : 1),
         input_columns_(problem.I, 1),
         projection_(problem, gradients, plan_),
-        matrix_(problem, gradients, plan_),
-        marks_(problem, gradients) {
+        marks_(problem, gradients),
+        matrix_(problem, gradients, plan_) {
     Carver carver(workspace);
     offsets_ = carver.take<int64_t>(q_.batch_sizes ? q_.T + 1 : 0);
     barriers_ = carver.take<Barrier>(q_.D);
@@ -59,8 +59,8 @@ class Backward {
       side.dc = carver.take<E>(panels_ * q_.B * W);
     }
     projection_.carve(carver, chunk_rows_);
-    matrix_.carve(carver, state_columns_.blocks, input_columns_.blocks);
     marks_.carve(carver);
+    matrix_.carve(carver, state_columns_.blocks, input_columns_.blocks);
     for (int32_t i = 0; i < plan.threads && i < kMaxParts; ++i) {
       // The matrix unit writes whole tiles, two at a time.
       parts_[i].sums = carver.take<E>(ceil_div(max64(q_.B, kInputRows), 32) * 32 * 4 * W);
@@ -514,17 +514,6 @@ class Backward {
       (Vec<E>::load(db + gate * W) + total[gate]).store(db + gate * W);
     }
   }
-  FL_INLINE void store_dgates(int32_t d, int64_t p, int64_t step, int64_t b,
-                              const Gates<Vec<E>>& grad, E* dz) const {
-    if constexpr (kMatrix) {
-      if (plan_.matrix) return matrix_.store(d, p, step * matrix_.step_rows() + b, grad);
-    }
-    E* out = dz + b * G;
-    grad.i.store(out);
-    grad.f.store(out + W);
-    grad.g.store(out + 2 * W);
-    grad.o.store(out + 3 * W);
-  }
   const E* cells_before(int32_t d, int64_t s, int64_t p) const {
     return s > 0 ? sides_[d].reserve.cells_at(steps_, time_of(d, s - 1), p) : nullptr;
   }
@@ -548,6 +537,17 @@ class Backward {
       while (end < b1 && marks.ended(d, s, end)) ++end;
     }
     marks_.clear(d, s, b0, b1, dc, dz_at(d, chunk, time_of(d, s)) + p * panel_stride_);
+  }
+  FL_INLINE void store_dgates(int32_t d, int64_t p, int64_t step, int64_t b,
+                              const Gates<Vec<E>>& grad, E* dz) const {
+    if constexpr (kMatrix) {
+      if (plan_.matrix) return matrix_.store(d, p, step * matrix_.step_rows() + b, grad);
+    }
+    E* out = dz + b * G;
+    grad.i.store(out);
+    grad.f.store(out + W);
+    grad.g.store(out + 2 * W);
+    grad.o.store(out + 3 * W);
   }
   static FL_INLINE Vec<E> load_units(const S* p, int units) {
     return units == W ? load_as(Tag<E>{}, p) : load_as(Tag<E>{}, p, units);
@@ -855,8 +855,8 @@ class Backward {
   const int64_t panels_, chunk_rows_, panel_stride_;
   const Columns state_columns_, input_columns_;
   BackwardProjection<S, E> projection_;
-  MatrixBackward<S> matrix_;
   BackwardMarks<S, E> marks_;
+  MatrixBackward<S> matrix_;
   Steps steps_{0, 0, nullptr, nullptr};
   int64_t* offsets_ = nullptr;
   Barrier* barriers_ = nullptr;

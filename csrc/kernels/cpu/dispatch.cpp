@@ -244,7 +244,7 @@ Status forward(const Problem& problem, const Outputs& outputs, void* workspace,
     return Status::kBadArgument;
   }
   if (outputs.cells != nullptr) {
-    if (problem.batch_sizes != nullptr) return Status::kBadArgument;
+    if (!problem.cells || problem.batch_sizes != nullptr) return Status::kBadArgument;
     if (projects(problem)) return Status::kUnsupported;
   }
   const Plan plan = plan_forward(problem, outputs.reserve != nullptr, usable(parallel.threads),
@@ -264,7 +264,7 @@ Status backward(const Problem& problem, const Gradients& gradients, void* worksp
     return Status::kBadArgument;
   }
   if (gradients.dcells != nullptr) {
-    if (problem.batch_sizes != nullptr) return Status::kBadArgument;
+    if (!problem.cells || problem.batch_sizes != nullptr) return Status::kBadArgument;
     if (projects(problem)) return Status::kUnsupported;
   }
   const Plan plan = plan_backward(problem, usable(parallel.threads), facts_of(problem.dtype));

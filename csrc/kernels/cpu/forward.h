@@ -21,8 +21,8 @@ class Forward {
         K_(x_rows_ + panel_rows<S, E>(problem.P)),
         chunk_rows_(min64(plan.chunk_steps, problem.T) * problem.B),
         projection_(problem, plan_),
-        matrix_(problem, plan_),
-        marks_(problem, outputs, plan_) {
+        marks_(problem, outputs, plan_),
+        matrix_(problem, plan_) {
     Carver carver(workspace);
     offsets_ = carver.take<int64_t>(q_.batch_sizes ? q_.T + 1 : 0);
     zeros_ = carver.take<A>(q_.P);
@@ -44,8 +44,8 @@ class Forward {
       }
     }
     projection_.carve(carver);
-    matrix_.carve(carver, chunk_rows_);
     marks_.carve(carver);
+    matrix_.carve(carver, chunk_rows_);
     const int64_t part_rows = projection_.on() && !plan.dot ? q_.B : 0;
     for (int32_t i = 0; i < plan.threads && i < kMaxParts; ++i) {
       E* part = carver.take<E>(part_rows * G);
@@ -557,19 +557,16 @@ class Forward {
         project_h(d, s, b0, b1, split(columns, index, parties), split(columns, index + 1, parties),
                   parts_[work.task]);
       }
-      if (marks_.on()) leave_marked(d, s, work);
+      if (marks_.on()) {
+        const int64_t t = time_of(d, s);
+        const bool training = out_.reserve != nullptr;
+        const Sequence<S> y = y_sequence(d);
+        E* c = training ? sides_[d].reserve.cells_at(steps_, t, 0) : sides_[d].c;
+        S* gates = training ? sides_[d].reserve.gates_at(steps_, t, 0) : nullptr;
+        marks_.leave(d, s, b0, b1, p0, p1, y.step(steps_, t), y.stride_b, c, gates);
+      }
       if (barrier) barrier->wait(parties);
     }
-  }
-
-  void leave_marked(int32_t d, int64_t s, const Work& work) const {
-    const Side& side = sides_[d];
-    const int64_t t = time_of(d, s);
-    const bool training = out_.reserve != nullptr;
-    const Sequence<S> y = y_sequence(d);
-    marks_.leave(d, s, work.b0, work.b1, work.p0, work.p1, y.step(steps_, t), y.stride_b,
-                 training ? side.reserve.cells_at(steps_, t, 0) : side.c,
-                 training ? side.reserve.gates_at(steps_, t, 0) : nullptr);
   }
 
   // Tasks that split rows begin at whole tiles.
@@ -660,8 +657,7 @@ class Forward {
           }
         }
       }
-      if (marks_.on()) leave_marked(d, s, work);  // cells; with marks there is another plan
-      if (barrier != nullptr) barrier->wait(parties);
+      if (parties > 1) barrier->wait(parties);
     }
   }
   // Cells of rows [begin, end) whose products are sums, row b first.
@@ -784,8 +780,8 @@ class Forward {
   const Plan plan_;
   const int64_t panels_, x_rows_, K_, chunk_rows_;
   ForwardProjection<S, E> projection_;
-  MatrixForward<S> matrix_;
   ForwardMarks<S, E> marks_;
+  MatrixForward<S> matrix_;
   Steps steps_{0, 0, nullptr, nullptr};
   int64_t* offsets_ = nullptr;
   A* zeros_ = nullptr;

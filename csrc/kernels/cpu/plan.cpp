@@ -16,10 +16,11 @@ constexpr int64_t kForwardNearRows = 384;  // where W_ih stays in L2, and projec
 constexpr int64_t kBackwardChunkRows = 512;
 constexpr int64_t kMatrixRows = 2;  // a tile has 16, and is worth it with few of them in use
 
-// Rows that are reset or have ended move between steps, and a projection stands between two:
-// neither is there for tiles yet.
+// Rows that are reset or have ended move between steps, cells are copied there, and a projection
+// stands between two: none of it is there for tiles yet.
 bool suits_matrix(const Problem& problem) {
-  return problem.B >= kMatrixRows && !projects(problem) && problem.marks == nullptr;
+  return problem.B >= kMatrixRows && !projects(problem) && problem.marks == nullptr &&
+         !problem.cells;
 }
 
 void plan_threads(const Problem& problem, int64_t step_work, int64_t weight_bytes, int32_t threads,
