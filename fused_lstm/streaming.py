@@ -233,7 +233,9 @@ def _describe(t: Tensor) -> str:
 
 def _row_numbers(rows: Sequence[int] | Tensor, batch_size: int) -> Tensor:
     """Indices of streams, int64."""
-    index = rows if isinstance(rows, Tensor) else torch.tensor(list(rows), dtype=torch.int64)
+    index = rows if isinstance(rows, Tensor) else torch.as_tensor(rows)
+    if index.numel() == 0 and not isinstance(rows, Tensor):
+        index = index.to(torch.int64)
     if index.dtype is torch.bool:
         if index.shape != (batch_size,):
             raise IndexError(f"rows: expected a mask [{batch_size}], got {[*index.shape]}")

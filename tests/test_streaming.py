@@ -138,7 +138,8 @@ def test_steps_after_pieces_and_no_history() -> None:
 def test_reset_of_rows() -> None:
     case = Case(6, 5, 3, 7, num_layers=2)
     lstm, x = eval_lstm(case), sequence(case)
-    for rows in ([1, 4], torch.tensor([False, True, False, False, True]), torch.tensor([1, -1])):
+    mask = [False, True, False, False, True]
+    for rows in ([1, 4], mask, torch.tensor(mask), torch.tensor([1, -1])):
         stream = Streaming(lstm, case.B)
         stream.reset(rows)  # before the first piece: nothing to forget
         first = stream(x)

@@ -94,6 +94,7 @@ const cuda::Device& device_facts(int32_t index) {
   device.shared_per_block = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, index);
   device.shared_per_sm = attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, index);
   if (device_obstacle(device.arch).empty()) {
+    device.arch = code_for(kArchitectures, device.arch);
     const CurrentDevice current(index);
     cuda::read_cluster_limits(&device);
   }

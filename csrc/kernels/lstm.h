@@ -64,8 +64,8 @@ struct Outputs {
   int64_t y_t = 0, y_b = 0;
   void* h_n = nullptr;      // [D, B, P] contiguous
   void* c_n = nullptr;      // [D, B, H] contiguous
-  void* cells = nullptr;    // [T, B, D*H] contiguous: c after every step; or null. Not with w_hr
   void* reserve = nullptr;  // reserve_bytes() bytes, 64-byte aligned, for backward; null: inference
+  void* cells = nullptr;    // [T, B, D*H] contiguous: c after every step; or null. Not with w_hr
 };
 
 // What backward reads besides the problem, and what it writes. A null gradient coming in is zero;

@@ -150,7 +150,7 @@ def _by_layer(variables: Mapping[str, Any]) -> list[Any]:
     if directions not in ([""], ["fw"], ["fw", "bw"]):
         raise ValueError(f"cells: expected fw and bw, or neither, got {sorted(cells)}")
     if len(directions) == 2 and len(numbers) > 1:
-        apart = [p for p in cells if re.search(r"/(fw|bw)/.*cell_\d+/", f"/{p}/")]
+        apart = [p for p in cells if re.search(r"/(fw|bw)/(?:.*/)?cell_\d+/", f"/{p}/")]
         if apart:
             raise ValueError(
                 f"cells: {apart[0]} belongs to a stack of one direction: bidirectional_dynamic_rnn "

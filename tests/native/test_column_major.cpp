@@ -111,6 +111,9 @@ void test_architectures(Suite& suite) {
   }
   suite.expect(!architecture_obstacle("8.6", 80).empty(), "8.6 does not run on 8.0");
   suite.expect(!architecture_obstacle("9.0a", 100).empty(), "9.0a runs on 9.0 alone");
+  suite.expect(code_for("8.0+PTX", 90) == 80, "PTX of 8.0 is no code for 9.0");
+  suite.expect(code_for("7.5,8.0,8.6,9.0a", 90) == 90, "9.0 runs its own code");
+  suite.expect(code_for("7.5,8.0", 89) == 80, "8.9 runs 8.0's code");
   const std::string old = architecture_obstacle(list, 70);
   suite.expect(old.find("7.0, the kernels need 7.5") != std::string::npos, old);
   const std::string remedy = architecture_obstacle(list, 100);

@@ -773,17 +773,20 @@ class Backward {
   }
 
   void matrix_input_gradients(const Parallel& parallel, int32_t d, int64_t first, int64_t last) {
-    const int64_t begin = chunk_begin(d, first, last), count = last - first;
-    const int64_t threads = min64(plan_.threads, count);
+    constexpr int64_t kRows = 2 * kTileRows;
+    const int64_t begin = chunk_begin(d, first, last), pieces = ceil_div(q_.B, kRows);
+    const int64_t work = (last - first) * pieces, threads = min64(plan_.threads, work);
     run_tasks(parallel, threads, [&](int64_t i) {
       for (int64_t block = 0; block < input_columns_.blocks; ++block) {
         const int64_t groups = input_columns_.first(block + 1) - input_columns_.first(block);
-        for (int64_t n = split(count, i, threads); n < split(count, i + 1, threads); ++n) {
-          const int64_t t = begin + n, rows = steps_.rows(t);
-          matrix_.input_product(d, matrix_.rows_of_step(d, n), 0, rows, block,
+        for (int64_t k = split(work, i, threads); k < split(work, i + 1, threads); ++k) {
+          const int64_t step = k / pieces, t = begin + step, row = k % pieces * kRows;
+          const int64_t rows = min64(kRows, steps_.rows(t) - row);
+          if (rows <= 0) continue;
+          matrix_.input_product(d, matrix_.rows_of_step(d, step), row, rows, block,
                                 static_cast<int>(groups), parts_[i].sums);
           write_input_block(block, rows, parts_[i].sums,
-                            static_cast<S*>(g_.dx) + steps_.offset(t) * q_.I);
+                            static_cast<S*>(g_.dx) + (steps_.offset(t) + row) * q_.I);
         }
       }
     });

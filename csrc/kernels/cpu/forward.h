@@ -638,7 +638,7 @@ class Forward {
       Segment segments[2];
       const int count = segments_of(d, s, work.b0, work.b1, segments);
       for (int64_t b = work.b0; plan_.fused && b < end; ++b) {
-        matrix_.copy_step_row(work.task, x.step(steps_, t) + b * x.stride_b, b);
+        matrix_.copy_step_row(d, work.task, x.step(steps_, t) + b * x.stride_b, b);
       }
       Context at = context_of(d, s, chunk);
       at.h_block = matrix_.h_block();

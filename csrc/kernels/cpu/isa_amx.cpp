@@ -1,9 +1,11 @@
 // The kernels for bfloat16 on processors with AMX (Sapphire Rapids and newer): products on its
 // tiles, see matrix.h. Everything else is as in isa_avx512bf16.cpp, the reserve too, so that one
 // set may read what the other wrote.
+//
+// An assembler that knows the instructions (binutils 2.36) comes with GCC 12 at the latest.
 #include "baseline.h"
 
-#if defined(__x86_64__) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 10)
+#if defined(__x86_64__) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 12)
 #define FUSED_LSTM_HAS_AMX 1
 #if defined(__clang__)
 #pragma clang attribute push(                                                                      \

@@ -29,7 +29,8 @@ class MatrixForward<BFloat16> {
       side.w_x = carver.take<BFloat16>(panels_ * input_size());
       side.x = carver.take<BFloat16>((ceil_div(chunk_rows, kTileRows) + 1) * x_blocks_ * kTileSize);
     }
-    for (int32_t i = 0; plan_.fused && i < plan_.threads; ++i) {
+    const int32_t steps = plan_.split == Split::kRows ? q_.D : plan_.threads;
+    for (int32_t i = 0; plan_.fused && i < steps; ++i) {
       x_steps_[i] = carver.take<BFloat16>(row_blocks_ * x_blocks_ * kTileSize);
     }
   }
@@ -55,16 +56,16 @@ class MatrixForward<BFloat16> {
     }
   }
 
-  // A row of x: of the running step, for task i; or of the chunk that is projected ahead.
-  void copy_step_row(int64_t i, const BFloat16* x, int64_t b) const {
-    copy_row(x, q_.I, b, x_blocks_, x_steps_[i]);
+  // A row of x: of the running step, for a task; or of the chunk that is projected ahead.
+  void copy_step_row(int32_t d, int64_t task, const BFloat16* x, int64_t b) const {
+    copy_row(x, q_.I, b, x_blocks_, x_step(d, task));
   }
   void copy_chunk_row(int32_t d, const BFloat16* x, int64_t row) const {
     copy_row(x, q_.I, row, x_blocks_, sides_[d].x);
   }
 
   // sums [up to 32 rows][4 * 16]: rows from b on (a multiple of 16) of processing step s, panel p.
-  void step_product(MatrixUnit& unit, int32_t d, int64_t i, int64_t s, int64_t p, int64_t b,
+  void step_product(MatrixUnit& unit, int32_t d, int64_t task, int64_t s, int64_t p, int64_t b,
                     int blocks, float* sums) const {
     const Side& side = sides_[d];
     const BFloat16* panel = side.weights + p * panel_size();
@@ -72,7 +73,7 @@ class MatrixForward<BFloat16> {
     MatrixOperand operands[2];
     int count = 0;
     if (plan_.fused) {
-      operands[count++] = {x_steps_[i] + b / kTileRows * x_row, x_row, panel, x_blocks_};
+      operands[count++] = {x_step(d, task) + b / kTileRows * x_row, x_row, panel, x_blocks_};
       panel += input_size();
     }
     operands[count++] = {side.h[(s + 1) & 1] + b / kTileRows * h_row, h_row, panel, h_blocks_};
@@ -99,6 +100,10 @@ class MatrixForward<BFloat16> {
     BFloat16* w_x = nullptr;      // [panel][k blocks of I] when x is projected ahead
     BFloat16* x = nullptr;        // rows of the chunk as A's tiles, likewise
   };
+  // Tasks that split rows share one: theirs are whole tiles.
+  BFloat16* x_step(int32_t d, int64_t task) const {
+    return x_steps_[plan_.split == Split::kRows ? d : task];
+  }
   int64_t input_size() const { return x_blocks_ * kGroups * kTileSize; }
   int64_t panel_size() const {
     return ((plan_.fused ? x_blocks_ : 0) + h_blocks_) * kGroups * kTileSize;
@@ -108,6 +113,6 @@ class MatrixForward<BFloat16> {
   const Plan& plan_;
   const int64_t panels_, x_blocks_, h_blocks_, row_blocks_;
   Side sides_[2];
-  BFloat16* x_steps_[256] = {};  // per task, when x is fused: rows of the running step
+  BFloat16* x_steps_[256] = {};  // when x is fused: rows of the running step
 };
 #endif

@@ -14,7 +14,9 @@ constexpr int64_t kCallWork = 1'000'000;
 constexpr int64_t kForwardChunkRows = 1024;
 constexpr int64_t kForwardNearRows = 384;  // where W_ih stays in L2, and projected gates should too
 constexpr int64_t kBackwardChunkRows = 512;
-constexpr int64_t kMatrixRows = 2;  // a tile has 16, and is worth it with few of them in use
+// A tile has 16 rows, and is worth it with few of them in use; backward, whose dW pads every step's
+// rows to whole tiles, asks for more on average.
+constexpr int64_t kMatrixRows = 2, kMatrixBackwardRows = 8;
 
 // Rows that are reset or have ended move between steps, cells are copied there, and a projection
 // stands between two: none of it is there for tiles yet.
@@ -102,12 +104,15 @@ Plan plan_backward(const Problem& problem, int32_t threads, const Facts& facts) 
   Plan plan;
   const int64_t rows = total_rows(problem);
   plan.dot = rows <= (facts.storage_bytes < facts.compute_bytes ? 1 : 4);
-  plan.matrix = facts.matrix && !plan.dot && suits_matrix(problem);
+  plan.matrix =
+      facts.matrix && !plan.dot && suits_matrix(problem) && rows >= kMatrixBackwardRows * problem.T;
   // In one chunk dW needs no sums of its own, only a panel at a time (backward.h): less memory, as
   // long as the chunk has fewer rows than dW.
-  const bool one_chunk = rows <= max_of(kBackwardChunkRows, problem.I + problem.P);
+  const int64_t step_rows = plan.matrix ? (problem.B + 15) / 16 * 16 : problem.B;
+  const int64_t kept_rows = plan.matrix ? problem.T * step_rows : rows;
+  const bool one_chunk = kept_rows <= max_of(kBackwardChunkRows, problem.I + problem.P);
   plan.chunk_steps =
-      one_chunk ? problem.T : min_of(problem.T, max_of(1, kBackwardChunkRows / problem.B));
+      one_chunk ? problem.T : min_of(problem.T, max_of(1, kBackwardChunkRows / step_rows));
   if (plan.dot) plan.chunk_steps = problem.T;
   const int64_t weights = (projects(problem) ? 5 : 4) * problem.H * problem.P;
   plan_threads(problem, problem.B * weights, weights * facts.compute_bytes, threads, facts, plan);

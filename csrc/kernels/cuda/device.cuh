@@ -333,8 +333,18 @@ template <class... Parameters>
 cudaError_t prepare(void (*kernel)(Parameters...), const Launch& how) {
   cudaError_t status = cudaSuccess;
   if (how.shared > 48 * 1024) {
-    status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                  static_cast<int>(how.shared));
+    // Always the most there is: another thread's call of another size must not find it lowered.
+    int device = 0, most = 0;
+    cudaFuncAttributes facts{};
+    status = cudaGetDevice(&device);
+    if (status == cudaSuccess) {
+      status = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    }
+    if (status == cudaSuccess) status = cudaFuncGetAttributes(&facts, kernel);
+    if (status == cudaSuccess) {
+      status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                    most - static_cast<int>(facts.sharedSizeBytes));
+    }
   }
   if (status == cudaSuccess && how.cluster > 8) {
     status = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
@@ -408,6 +418,13 @@ int most_at_once(void (*kernel)(Parameters...), const Launch& how) {
   count = simt::options.coresident > 0 && how.shared <= simt::options.shared_limit ? 1 : 0;
 #endif
   return count;
+}
+
+// Whether a launch was refused because the device has no room for all its blocks at once.
+inline bool has_no_room(int error) {
+  return ON_GPU(error == cudaErrorCooperativeLaunchTooLarge ||
+                    error == cudaErrorLaunchOutOfResources || error == cudaErrorInvalidClusterSize,
+                error != 0);
 }
 
 // A refusal that is answered is no error of a later call.

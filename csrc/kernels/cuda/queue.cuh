@@ -29,10 +29,7 @@ class Queue {
     if (!ok_) return;
     const int error =
         device::launch(kernel, how, static_cast<cudaStream_t>(launch_.stream), arguments);
-    if (error == 0) return;
-    ok_ = false;
-    set_last_error("CUDA refused a launch of %u x %u blocks of %u x %u threads: %s", how.grid.x,
-                   how.grid.y, how.block.x, how.block.y, device::error_text(error));
+    if (error != 0) refuse(how, error);
   }
 
   // The same for a launch that the device may have no room for: false, and no error, where it has
@@ -42,8 +39,13 @@ class Queue {
     if (!ok_) return true;
     const int error =
         device::launch(kernel, how, static_cast<cudaStream_t>(launch_.stream), arguments);
-    if (error != 0) device::forget_error();
-    return error == 0;
+    if (error == 0) return true;
+    if (device::has_no_room(error)) {
+      device::forget_error();
+      return false;
+    }
+    refuse(how, error);
+    return true;
   }
 
   // c [m, n] = op(a) [m, k] op(b) [k, n], added to c when `add`. a and b as stored, c as computed.
@@ -76,6 +78,12 @@ class Queue {
   Status status() const { return ok_ ? Status::kOk : Status::kLaunchFailed; }
 
  private:
+  void refuse(const device::Launch& how, int error) {
+    ok_ = false;
+    set_last_error("CUDA refused a launch of %u x %u blocks of %u x %u threads: %s", how.grid.x,
+                   how.grid.y, how.block.x, how.block.y, device::error_text(error));
+  }
+
   const Launch& launch_;
   const DType dtype_;
   bool ok_ = true;

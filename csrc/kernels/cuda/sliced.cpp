@@ -138,10 +138,11 @@ Plan plan(const Problem& p, bool cluster, bool backward, const Launch& launch) {
 void explain(const Plan& plan, bool training, const Launch& launch, char* text, size_t text_bytes) {
   const Slices& s = plan.slices;
   std::snprintf(text, text_bytes,
-                "cuda sm_%d: %s, the whole sequence in one launch%s%s: %lld batch groups of %d "
+                "cuda sm_%d: %s, up to %lld steps in one launch%s%s: %lld batch groups of %d "
                 "blocks, %d units each, %d rows in %d passes, %lld bytes of shared memory each; "
                 "input projected ahead; predicted %.1f us per step",
-                launch.device.arch, plan.cluster ? "cluster" : "grid", training ? " each way" : "",
+                launch.device.arch, plan.cluster ? "cluster" : "grid",
+                static_cast<long long>(kMostSteps), training ? " each way" : "",
                 plan.directions == 1 ? "" : " for both directions",
                 static_cast<long long>(plan.groups), s.blocks, s.units, s.rows * s.passes, s.passes,
                 static_cast<long long>(plan.shared_bytes), plan.us);
