@@ -3,8 +3,8 @@
 Written without a GPU: what could be run of them there, haste's Python for the CPU (0.5.0rc0) and
 FlashRNN's `vanilla` (1.0.8), agreed with nn.LSTM within float32's rounding. What they compute is
 checked against nn.LSTM before they are timed, like everyone: a wrong order of gates here shows as a
-disagreement in the report, not as a figure. FlashRNN compiles its kernels at the first call of every
-batch size, which takes minutes.
+disagreement in the report, not as a figure. FlashRNN compiles its kernels at the first call of
+every batch size, which takes minutes.
 """
 
 from __future__ import annotations
