@@ -1,6 +1,9 @@
 """A drop-in replacement of torch.nn.LSTM and torch.nn.LSTMCell with fused kernels."""
 
-from . import functional, init, weights
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from . import functional, init
 from ._extension import require as _require
 from .convert import convert, revert
 from .dispatch import explain_plan
@@ -8,6 +11,9 @@ from .export import export_mode
 from .functional import lstm
 from .modules import LSTM, LSTMCell
 from .streaming import Streaming
+
+if TYPE_CHECKING:
+    from . import weights
 
 __all__ = [
     "LSTM",
@@ -26,6 +32,13 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """`fused_lstm.weights`, imported when it is first used: most programs never do."""
+    if name == "weights":
+        return importlib.import_module(".weights", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def empty_cache() -> int:

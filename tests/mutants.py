@@ -120,9 +120,8 @@ MUTANTS = [
            "results[k].clone() if shared else results[k]", "results[k]",
            "tests/test_gradients.py -k share_no_memory"),
     Mutant("two processes: gradients doubled", "function",
-           "grads: list[Tensor | None] = list(_NO_GRADIENTS)\n        for k",
-           "results = [r * 2 for r in results]\n        grads: list[Tensor | None] = "
-           "list(_NO_GRADIENTS)\n        for k", PAIR),
+           "return spread(results, wanted, _NO_GRADIENTS)",
+           "return spread([r * 2 for r in results], wanted, _NO_GRADIENTS)", PAIR),
     Mutant("two processes: the state of the second layer lost", "dispatch",
            "y, h, c = layer_of(y, batch_sizes, h0, c0, *own)",
            "y, h, c = layer_of(y if layer == 0 else y * 0, batch_sizes, h0, c0, *own)", PAIR),
