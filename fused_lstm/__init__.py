@@ -3,17 +3,17 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from . import functional, init
+from . import functional
 from ._extension import require as _require
 from .convert import convert, revert
 from .dispatch import explain_plan
 from .export import export_mode
 from .functional import lstm
 from .modules import LSTM, LSTMCell
-from .streaming import Streaming
 
 if TYPE_CHECKING:
-    from . import weights
+    from . import init, weights
+    from .streaming import Streaming
 
 __all__ = [
     "LSTM",
@@ -35,9 +35,11 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """`fused_lstm.weights`, imported when it is first used: most programs never do."""
-    if name == "weights":
-        return importlib.import_module(".weights", __name__)
+    """What most programs never use, imported when it is first used."""
+    if name in ("init", "weights"):
+        return importlib.import_module(f".{name}", __name__)
+    if name == "Streaming":
+        return importlib.import_module(".streaming", __name__).Streaming
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

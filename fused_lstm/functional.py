@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from .dispatch import Options, cell, stack, zero_state
-from .options import make_marks, marked_stack
 
 __all__ = ["lstm", "lstm_cell"]
 
@@ -185,6 +184,8 @@ def _lstm_marked(
     x = input.unsqueeze(1) if unbatched else input.transpose(0, 1) if batch_first else input
     if unbatched and hx is not None:
         hx = (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
+    from .options import make_marks, marked_stack  # two modules that a plain call never needs
+
     _check_padded(x, hx, weights, options)
     marks = make_marks(x, reset, lengths, batch_first, unbatched)
     y, h_n, c_n, cells = marked_stack(x, hx, weights, options, marks, return_cells)
