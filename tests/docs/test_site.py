@@ -71,8 +71,16 @@ def test_nothing_is_fetched_from_elsewhere(site: Path) -> None:
 
 def test_every_public_name_is_in_the_reference(site: Path) -> None:
     reference = (site / "reference.html").read_text("utf-8")
-    for name in set(fused_lstm.__all__) - {"__version__", "functional"}:
+    modules = {
+        "functional": fused_lstm.functional,
+        "init": fused_lstm.init,
+        "weights": fused_lstm.weights,
+    }
+    for name in set(fused_lstm.__all__) - {"__version__", *modules}:
         assert re.search(rf'<h2 id="fused_lstm\.(?:{name}\.)?{name}"', reference), name
+    for module in ("init", "weights"):
+        for name in modules[module].__all__:
+            assert re.search(rf'id="fused_lstm\.{module}\.(?:\w+\.)?{name}"', reference), name
     assert 'id="fused_lstm.functional.lstm_cell"' in reference
 
 
