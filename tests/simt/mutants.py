@@ -140,8 +140,8 @@ MUTANTS = [
     Mutant(
         "a refused launch goes unnoticed",
         "cuda/queue.cuh",
-        "if (error == 0) return;",
-        "if (error >= 0) return;",
+        "if (error != 0) refuse(how, error);",
+        "",
         "test_forward",
     ),
     Mutant(
@@ -531,15 +531,15 @@ MUTANTS = [
     Mutant(
         "sliced: c is lost between launches",
         "cuda/sliced_forward.cuh",
-        "    float* const c = cut.carried + block",
-        "    float* const c = cells; (void)block",
+        "    c[0] = cells[pass * cells_of_pass];",
+        "",
         "test_sliced",
     ),
     Mutant(
         "sliced: dc is lost between launches",
         "cuda/sliced_backward.cuh",
-        "    float* const dc = cut.carried + block",
-        "    float* const dc = cells; (void)block",
+        "    dc[0] = cells[pass * cells_of_pass];",
+        "",
         "test_sliced",
     ),
     Mutant(
@@ -643,8 +643,8 @@ MUTANTS = [
     Mutant(
         "sliced: a refused launch is taken for done",
         "cuda/queue.cuh",
-        "    return error == 0;\n",
-        "    return true;\n",
+        "      return false;\n",
+        "      return true;\n",
         "test_sliced",
     ),
     Mutant(
@@ -667,7 +667,7 @@ MUTANTS = [
         "cuda/sliced.cpp",
         "const int64_t passes = (tiles + groups - 1) / groups;",
         "const int64_t passes = tiles / groups;",
-        "test_plan",
+        "test_sliced",
     ),
     Mutant(
         "plan: more shared memory than a block may have",
