@@ -24,9 +24,18 @@ def reserve_bytes(T: int, B: int, I: int, H: int, P: int, D: int, dtype: str) ->
     """What forward keeps for backward."""
 
 def explain_plan(
-    T: int, B: int, I: int, H: int, P: int, D: int, dtype: str, training: bool, threads: int
+    T: int,
+    B: int,
+    I: int,
+    H: int,
+    P: int,
+    D: int,
+    dtype: str,
+    training: bool,
+    threads: int,
+    options: bool = False,
 ) -> str:
-    """One line: how the kernels compute a problem of these sizes."""
+    """One line: how the kernels compute these sizes; options: with resets, lengths or cells."""
 
 def empty_cache() -> int:
     """Gives the scratch pool's unused memory back to the system; returns its bytes."""

@@ -379,16 +379,19 @@ def explain_plan(
         features = features if layer == 0 else D * P
         if obstacle is None:
             sizes = (T, B, features, H, P, D, str(dtype).removeprefix("torch."), training)
-            line = _cuda_plan(sizes, device) if device.type == "cuda" else _cpu_plan(sizes, threads)
+            if device.type == "cuda":
+                line = _cuda_plan(sizes, device)
+            else:
+                line = _cpu_plan(sizes, threads, options)
         else:
             line = f"{instead} ({obstacle})"
         lines.append(f"layer {layer}: {line}" if layers > 1 else line)
     return "\n".join(lines)
 
 
-def _cpu_plan(sizes: tuple[Any, ...], threads: int | None) -> str:
+def _cpu_plan(sizes: tuple[Any, ...], threads: int | None, options: bool) -> str:
     count = torch.get_num_threads() if threads is None else threads
-    plan: str = _extension.require().explain_plan(*sizes, count)
+    plan: str = _extension.require().explain_plan(*sizes, count, options)
     return plan
 
 

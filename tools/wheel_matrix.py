@@ -179,10 +179,12 @@ def build_wheel(
     return wheel, facts
 
 
-def earlier_wheel(tag: str, folder: Path) -> tuple[Path, dict] | None:
+def earlier_wheel(tag: str, folder: Path, cuda: bool) -> tuple[Path, dict] | None:
     """The wheel of an earlier run for this Python, as build_wheel() returned it."""
     for record in folder.glob(f"*-{tag}-*.json"):
-        return record.with_suffix(".whl"), json.loads(record.read_text(encoding="utf-8"))
+        facts = json.loads(record.read_text(encoding="utf-8"))
+        if len(facts.get("modules", ["_C"])) == (2 if cuda else 1):
+            return record.with_suffix(".whl"), facts
     return None
 
 
@@ -345,7 +347,9 @@ def main() -> int:
                 interpreter = make_environment_over(work / f"{name}-over", existing)
             else:
                 interpreter = make_environment(work / name, python, torch)
-            kept = earlier_wheel(tag, work / "dist") if options.keep_wheels else None
+            kept = None
+            if options.keep_wheels:
+                kept = earlier_wheel(tag, work / "dist", bool(options.cuda))
             if tag not in wheels and kept:
                 wheels[tag] = kept
                 record["wheels"].append(kept[1])

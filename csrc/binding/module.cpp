@@ -48,8 +48,9 @@ size_t reserve_bytes(int64_t T, int64_t B, int64_t I, int64_t H, int64_t P, int6
 }
 
 std::string explain_plan(int64_t T, int64_t B, int64_t I, int64_t H, int64_t P, int64_t D,
-                         const std::string& dtype, bool training, int64_t threads) {
-  const Shape shape(T, B, I, H, P, D, dtype);
+                         const std::string& dtype, bool training, int64_t threads, bool options) {
+  Shape shape(T, B, I, H, P, D, dtype);
+  shape.problem.cells = options;  // cells and marks have the same plans
   char text[1024] = "";
   cpu::explain(shape.problem, training, checked_threads(threads), text, sizeof text);
   return text;
@@ -136,7 +137,7 @@ PYBIND11_MODULE(_C, module) {
              py::arg("H"), py::arg("P"), py::arg("D"), py::arg("dtype"));
   module.def("explain_plan", &fl::explain_plan, py::arg("T"), py::arg("B"), py::arg("I"),
              py::arg("H"), py::arg("P"), py::arg("D"), py::arg("dtype"), py::arg("training"),
-             py::arg("threads"));
+             py::arg("threads"), py::arg("options") = false);
 
   module.def("empty_cache", &fl::scratch::empty_cache, py::call_guard<py::gil_scoped_release>());
   module.def("cache_bytes", &fl::scratch::cached_bytes);

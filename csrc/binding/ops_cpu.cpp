@@ -1,14 +1,10 @@
 // The CPU operators: tensors in, a Problem of csrc/kernels/lstm.h filled and handed to the kernels,
 // tensors out. ops_cuda.cpp is its twin; what both do is in call.h.
 #include "call.h"
-#include "place_cpu.h"
-#include "runtime.h"
-#include "scratch.h"
+#include "run_cpu.h"
 
 namespace fused_lstm {
 namespace {
-
-constexpr uintptr_t kAlignment = 64;  // of the reserve
 
 ForwardResult forward(const Tensor& x, const OptionalTensor& batch_sizes, const OptionalTensor& h0,
                       const OptionalTensor& c0, const Tensor& w_ih, const Tensor& w_hh,
@@ -21,20 +17,10 @@ ForwardResult forward(const Tensor& x, const OptionalTensor& batch_sizes, const 
   const Call call(place, x, batch_sizes, h0, c0, direction0(w_ih, w_hh, b_ih, b_hh, w_hr),
                   direction1(w_ih_reverse, w_hh_reverse, b_ih_reverse, b_hh_reverse, w_hr_reverse));
   const Problem& p = call.problem();
-  const bool saves = save_for_backward && p.B > 0;
-  Tensor reserve =
-      saves ? place.empty_scratch(cpu::reserve_bytes(p)) : place.empty({0}, torch_uint8());
   Outputs out;
-  if (saves) out.reserve = write_data(reserve);
+  Tensor reserve = new_reserve(place, p, save_for_backward, &out);
   ForwardResult results = call.new_outputs(std::move(reserve), &out);
-  if (p.B > 0) {
-    const Parallel parallel = runtime::parallel();
-    const size_t bytes = cpu::forward_workspace_bytes(p, saves, parallel.threads);
-    const scratch::Buffer workspace(bytes);
-    const Status status = cpu::forward(p, out, workspace.data(), bytes, parallel);
-    runtime::check_parallel();
-    check_status(status, "forward", "");
-  }
+  run_forward(p, out, "forward");
   return results;
 }
 
@@ -55,14 +41,9 @@ BackwardResult backward(const OptionalTensor& grad_y, const OptionalTensor& grad
   call.read_gradients(y, grad_y, grad_h_n, grad_c_n, &g);
   BackwardResult results = call.new_gradients(needs, &g);
   if (p.B > 0) {
-    g.reserve = call.aligned_reserve(reserve, cpu::reserve_bytes(p), kAlignment);
-    const Parallel parallel = runtime::parallel();
-    const size_t bytes = cpu::backward_workspace_bytes(p, g, parallel.threads);
-    const scratch::Buffer workspace(bytes);
-    const Status status = cpu::backward(p, g, workspace.data(), bytes, parallel);
-    runtime::check_parallel();
-    check_status(status, "backward", "");
+    g.reserve = call.aligned_reserve(reserve, cpu::reserve_bytes(p), kReserveAlignment);
   }
+  run_backward(p, g, "backward");
   return results;
 }
 

@@ -1,14 +1,10 @@
 // The CPU operators with resets, ended rows and the cell states of every step: as those in
 // ops_cpu.cpp, and apart from them so that a call without these options pays nothing for them.
 #include "call.h"
-#include "place_cpu.h"
-#include "runtime.h"
-#include "scratch.h"
+#include "run_cpu.h"
 
 namespace fused_lstm {
 namespace {
-
-constexpr uintptr_t kAlignment = 64;  // of the reserve
 
 void refuse_projection(const OptionalTensor& w_hr) {
   if (w_hr) reject("w_hr", "None with marks or cells", "a tensor");
@@ -27,21 +23,11 @@ MarkedResult marked_forward(const Tensor& x, const OptionalTensor& marks, const 
             direction1(w_ih_reverse, w_hh_reverse, b_ih_reverse, b_hh_reverse, w_hr_reverse));
   call.set_marks(marks);
   const Problem& p = call.problem();
-  const bool saves = save_for_backward && p.B > 0;
-  Tensor reserve =
-      saves ? place.empty_scratch(cpu::reserve_bytes(p)) : place.empty({0}, torch_uint8());
   Outputs out;
-  if (saves) out.reserve = write_data(reserve);
+  Tensor reserve = new_reserve(place, p, save_for_backward, &out);
   Tensor cells = call.new_cells(wants_cells, &out);
   auto [y, h_n, c_n, kept] = call.new_outputs(std::move(reserve), &out);
-  if (p.B > 0) {
-    const Parallel parallel = runtime::parallel();
-    const size_t bytes = cpu::forward_workspace_bytes(p, saves, parallel.threads);
-    const scratch::Buffer workspace(bytes);
-    const Status status = cpu::forward(p, out, workspace.data(), bytes, parallel);
-    runtime::check_parallel();
-    check_status(status, "marked_forward", "");
-  }
+  run_forward(p, out, "marked_forward");
   return {std::move(y), std::move(h_n), std::move(c_n), std::move(cells), std::move(kept)};
 }
 
@@ -65,14 +51,9 @@ BackwardResult marked_backward(
   call.read_cells_gradient(grad_cells, &g);
   BackwardResult results = call.new_gradients(needs, &g);
   if (p.B > 0) {
-    g.reserve = call.aligned_reserve(reserve, cpu::reserve_bytes(p), kAlignment);
-    const Parallel parallel = runtime::parallel();
-    const size_t bytes = cpu::backward_workspace_bytes(p, g, parallel.threads);
-    const scratch::Buffer workspace(bytes);
-    const Status status = cpu::backward(p, g, workspace.data(), bytes, parallel);
-    runtime::check_parallel();
-    check_status(status, "marked_backward", "");
+    g.reserve = call.aligned_reserve(reserve, cpu::reserve_bytes(p), kReserveAlignment);
   }
+  run_backward(p, g, "marked_backward");
   return results;
 }
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, cuda_kernels, forced
+from families import FAMILIES, absent, cuda_kernels, forced
 
 from fused_lstm import _extension, ops
 
@@ -114,6 +114,8 @@ def family(request: pytest.FixtureRequest, device: torch.device) -> Iterator[str
         return
     if device.type != "cuda":
         pytest.skip("CUDA only: kernel families")
+    if why := absent(request.param):
+        pytest.skip(why)
     with forced(request.param):
         yield request.param
 

@@ -8,7 +8,7 @@ import torch
 
 from fused_lstm import _extension
 
-__all__ = ["FAMILIES", "cuda_kernels", "forced", "may_refuse"]
+__all__ = ["FAMILIES", "absent", "cuda_kernels", "forced", "may_refuse"]
 
 FAMILIES = ("stepwise", "single_block", "cluster", "grid")
 
@@ -19,6 +19,15 @@ _HELD = {
     "cluster": (17, {"f32": 400, "tf32": 400, "bf16": 512, "f16": 512}),
     "grid": (1, {"f32": 1024, "tf32": 1024, "bf16": 1024, "f16": 1024}),
 }
+
+
+def absent(family: str) -> str:
+    """Why this GPU has none of a family, or ""."""
+    if family not in _HELD or not torch.cuda.is_available():
+        return ""
+    oldest = (9, 0) if family == "cluster" else (8, 0)
+    here = torch.cuda.get_device_capability()
+    return "" if oldest <= here < (10, 0) else f"{family}: none for compute capability {here}"
 
 
 def may_refuse(family: str, precision: str, hidden: int, proj_size: int = 0) -> str:
@@ -32,7 +41,10 @@ def may_refuse(family: str, precision: str, hidden: int, proj_size: int = 0) -> 
         return f"{family} has no projection"
     if not least <= hidden <= most[precision]:
         return f"{family} takes H from {least} to {most[precision]} in {precision}"
-    if torch.cuda.is_available() and torch.cuda.get_device_capability() != (9, 0):
+    if why := absent(family):
+        return why
+    every = family == "single_block" and hidden <= 64  # what every block holds from sm_80 on
+    if not every and torch.cuda.is_available() and torch.cuda.get_device_capability() != (9, 0):
         return f"{family}: limits are known for sm_90 only"
     return ""
 

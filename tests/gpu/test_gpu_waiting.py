@@ -10,7 +10,7 @@ import re
 
 import pytest
 import torch
-from families import cuda_kernels, forced
+from families import absent, cuda_kernels, forced
 from precisions import tf32
 from torch import Tensor
 
@@ -21,6 +21,14 @@ pytestmark = pytest.mark.cuda_only("blocks that wait for each other")
 WAITING = ("cluster", "grid")
 DTYPES = (torch.float32, torch.bfloat16)
 STEPS = 100_000  # of the soak test, all calls together
+
+
+@pytest.fixture(autouse=True)
+def _on_gpus_that_have_it(request: pytest.FixtureRequest) -> None:
+    parameters = getattr(request.node, "callspec", None)
+    family = parameters.params.get("waiting", "grid") if parameters else "grid"
+    if why := absent(family):
+        pytest.skip(why)
 
 
 def hidden_of(family: str) -> int:

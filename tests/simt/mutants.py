@@ -531,14 +531,14 @@ MUTANTS = [
     Mutant(
         "sliced: c is lost between launches",
         "cuda/sliced_forward.cuh",
-        "    c[0] = cells[pass * cells_of_pass];",
+        "  carry_cells<true>(cut, block, thread, Product::kRows, hidden, pair, cells);\n",
         "",
         "test_sliced",
     ),
     Mutant(
         "sliced: dc is lost between launches",
         "cuda/sliced_backward.cuh",
-        "    dc[0] = cells[pass * cells_of_pass];",
+        "  carry_cells<true>(cut, block, thread, Product::kRows, hidden, pair, cells);\n",
         "",
         "test_sliced",
     ),

@@ -88,8 +88,9 @@ class Backward {
         run_tasks(parallel, plan_.threads, [&](int64_t i) {
           const Share share = share_of(static_cast<int32_t>(i), plan_.threads, q_.D);
           for (int32_t d = share.first_side; d < share.last_side; ++d) {
-            recur(d, first, last, first_row(share.index, share.count),
-                  first_row(share.index + 1, share.count), 0, 1, parts_[i], nullptr);
+            recur(d, first, last, split_rows(steps_, share.index, share.count, plan_.row_block),
+                  split_rows(steps_, share.index + 1, share.count, plan_.row_block), 0, 1,
+                  parts_[i], nullptr);
           }
         });
       } else {
@@ -154,12 +155,6 @@ class Backward {
   }
   int64_t rows_of(int32_t d, int64_t s) const {  // of processing step s; none outside the sequence
     return s < 0 || s >= q_.T ? 0 : steps_.rows(time_of(d, s));
-  }
-  // Tasks that split rows begin at whole tiles.
-  int64_t first_row(int64_t index, int64_t count) const {
-    const int64_t b = split_rows(steps_, index, count);
-    if (!plan_.matrix || index == count) return b;
-    return min64(q_.B, (b + kTileRows / 2) / kTileRows * kTileRows);
   }
   E* dz_at(int32_t d, int64_t chunk, int64_t t) const {
     return sides_[d].dz + (steps_.offset(t) - steps_.offset(chunk)) * G;

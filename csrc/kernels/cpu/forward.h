@@ -79,8 +79,8 @@ class Forward {
           for (int32_t d = share.first_side; d < share.last_side; ++d) {
             const Work work{first,
                             last,
-                            first_row(share.index, share.count),
-                            first_row(share.index + 1, share.count),
+                            split_rows(steps_, share.index, share.count, plan_.row_block),
+                            split_rows(steps_, share.index + 1, share.count, plan_.row_block),
                             0,
                             panels_,
                             i};
@@ -567,13 +567,6 @@ class Forward {
       }
       if (barrier) barrier->wait(parties);
     }
-  }
-
-  // Tasks that split rows begin at whole tiles.
-  int64_t first_row(int64_t index, int64_t count) const {
-    const int64_t b = split_rows(steps_, index, count);
-    if (!plan_.matrix || index == count) return b;
-    return min64(q_.B, (b + kTileRows / 2) / kTileRows * kTileRows);
   }
 
   void prepare_matrix(const Parallel& parallel) {

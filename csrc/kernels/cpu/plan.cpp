@@ -14,8 +14,9 @@ constexpr int64_t kCallWork = 1'000'000;
 constexpr int64_t kForwardChunkRows = 1024;
 constexpr int64_t kForwardNearRows = 384;  // where W_ih stays in L2, and projected gates should too
 constexpr int64_t kBackwardChunkRows = 512;
-// A tile has 16 rows, and is worth it with few of them in use; backward, whose dW pads every step's
-// rows to whole tiles, asks for more on average.
+// A tile is worth it with few of its rows in use; backward, whose dW pads every step's rows to
+// whole tiles, asks for more on average.
+constexpr int64_t kTileRows = 16;
 constexpr int64_t kMatrixRows = 2, kMatrixBackwardRows = 8;
 
 // Rows that are reset or have ended move between steps, cells are copied there, and a projection
@@ -34,7 +35,8 @@ void plan_threads(const Problem& problem, int64_t step_work, int64_t weight_byte
   const int64_t tasks_per_direction = max_of(1, threads / problem.D);
   const bool weights_fit = weight_bytes <= facts.l2_bytes / 2;
   // A matrix unit works on tiles of 16 rows, and so fast that weights from afar keep it waiting.
-  const int64_t least = plan.matrix ? 16 : 8, hides_weights = plan.matrix ? 256 : 64;
+  if (plan.matrix) plan.row_block = kTileRows;
+  const int64_t least = plan.matrix ? kTileRows : 8, hides_weights = plan.matrix ? 256 : 64;
   const bool rows_enough = problem.B >= least * tasks_per_direction;
   plan.split = rows_enough && (weights_fit || problem.B >= hides_weights * tasks_per_direction)
                    ? Split::kRows
@@ -108,7 +110,8 @@ Plan plan_backward(const Problem& problem, int32_t threads, const Facts& facts) 
       facts.matrix && !plan.dot && suits_matrix(problem) && rows >= kMatrixBackwardRows * problem.T;
   // In one chunk dW needs no sums of its own, only a panel at a time (backward.h): less memory, as
   // long as the chunk has fewer rows than dW.
-  const int64_t step_rows = plan.matrix ? (problem.B + 15) / 16 * 16 : problem.B;
+  const int64_t step_rows =
+      plan.matrix ? (problem.B + kTileRows - 1) / kTileRows * kTileRows : problem.B;
   const int64_t kept_rows = plan.matrix ? problem.T * step_rows : rows;
   const bool one_chunk = kept_rows <= max_of(kBackwardChunkRows, problem.I + problem.P);
   plan.chunk_steps =

@@ -33,7 +33,8 @@ struct Plan {
   // x_t and h_{t-1} are two operands of the same accumulators; otherwise the input is projected for
   // a chunk of steps first, by one product that reuses W_ih.
   bool fused = true;
-  bool matrix = false;  // products run on the matrix unit
+  bool matrix = false;    // products run on the matrix unit
+  int64_t row_block = 1;  // tasks that split rows begin at multiples of it
   Split split = Split::kRows;
   int32_t threads = 1;  // tasks of the recurrence
   int64_t chunk_steps =

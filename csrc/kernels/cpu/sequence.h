@@ -107,7 +107,7 @@ inline Share share_of(int32_t rank, int32_t parties, int32_t D) {
 }
 
 // Row b of part i of n, such that the parts hold about the same number of steps.
-inline int64_t split_rows(const Steps& steps, int64_t i, int64_t n) {
+inline int64_t split_steps(const Steps& steps, int64_t i, int64_t n) {
   if (!steps.sizes || i == 0 || i == n) return split(steps.B, i, n);
   const int64_t target = split(steps.offsets[steps.T], i, n);
   int64_t t = steps.T, before = 0;
@@ -117,4 +117,9 @@ inline int64_t split_rows(const Steps& steps, int64_t i, int64_t n) {
     before += t;
   }
   return steps.B;
+}
+// The same, where parts begin at multiples of `block` rows.
+inline int64_t split_rows(const Steps& steps, int64_t i, int64_t n, int64_t block) {
+  const int64_t b = split_steps(steps, i, n);
+  return i == n ? b : min64(steps.B, (b + block / 2) / block * block);
 }

@@ -25,5 +25,21 @@ class Pieces {
   int64_t bytes_ = 0;
 };
 
+// Which dense products a backward of resident weights ends with, and the elements of the largest
+// result.
+struct DenseProducts {
+  bool dw_ih = false, dw_hh = false;
+  int64_t largest;
+  DenseProducts(const Problem& p, const Gradients& gradients)
+      : largest(gradients.dx != nullptr ? row_count(p) * p.I : 0) {
+    for (int32_t d = 0; d < p.D; ++d) {
+      dw_ih = dw_ih || gradients.weights[d].dw_ih != nullptr;
+      dw_hh = dw_hh || gradients.weights[d].dw_hh != nullptr;
+    }
+    if (dw_ih && largest < 4 * p.H * p.I) largest = 4 * p.H * p.I;
+    if (dw_hh && largest < 4 * p.H * p.H) largest = 4 * p.H * p.H;
+  }
+};
+
 }  // namespace cuda
 }  // namespace fused_lstm

@@ -121,24 +121,17 @@ BackwardScratch backward_scratch(const Problem& p, const Gradients& gradients, c
                                  void* base) {
   const int64_t rows = row_count(p), stored = element_bytes(p.dtype);
   const bool packed = p.batch_sizes != nullptr;
-  bool dw_ih = false, dw_hh = false;
-  int64_t largest = gradients.dx != nullptr ? rows * p.I : 0;
-  for (int32_t d = 0; d < p.D; ++d) {
-    dw_ih = dw_ih || gradients.weights[d].dw_ih != nullptr;
-    dw_hh = dw_hh || gradients.weights[d].dw_hh != nullptr;
-  }
-  if (dw_ih && largest < 4 * p.H * p.I) largest = 4 * p.H * p.I;
-  if (dw_hh && largest < 4 * p.H * p.H) largest = 4 * p.H * p.H;
+  const DenseProducts ends(p, gradients);
   BackwardScratch scratch;
   Pieces pieces(base);
   pieces.take(scratch.lengths, p.B * int64_t{sizeof(int32_t)}, packed);
   pieces.take(scratch.offsets, p.T * int64_t{sizeof(int64_t)}, packed);
   pieces.take(scratch.w_hh, packed_bytes(p, plan.tiles, plan.tiles.depth()));
   pieces.take(scratch.dz, p.D * rows * 4 * p.H * stored);
-  pieces.take(scratch.h_prev, rows * p.H * stored, dw_hh);
-  pieces.take(scratch.x, rows * p.I * stored, dw_ih && !rows_of_x_are_uniform(p));
+  pieces.take(scratch.h_prev, rows * p.H * stored, ends.dw_hh);
+  pieces.take(scratch.x, rows * p.I * stored, ends.dw_ih && !rows_of_x_are_uniform(p));
   pieces.take(scratch.db, p.D * plan.blocks * 4 * p.H * int64_t{sizeof(float)});
-  pieces.take(scratch.sums, largest * int64_t{sizeof(float)}, stored == 2 && largest > 0);
+  pieces.take(scratch.sums, ends.largest * int64_t{sizeof(float)}, stored == 2 && ends.largest > 0);
   scratch.bytes = pieces.bytes();
   return scratch;
 }

@@ -72,16 +72,9 @@ __global__ void __launch_bounds__(kThreads, 1)
   Product w_hh;
   w_hh.load(call.w_hh + warp.fragments,
             room.weights + int(threadIdx.x) / 32 * cut.rest_fragments * 32, warp.share);
-  const bool has_cells = thread.exists && pair.exists;
   float* const cells = room.cells + thread.row * cut.units + thread.unit;
   const int cells_of_pass = Product::kRows * cut.units;
-  for (int pass = 0; has_cells && pass < cut.passes; ++pass) {
-    const int row = pass * Product::kRows + thread.row;
-    if (row >= block.rows) break;
-    const float* const dc = cut.carried + block.state(row, hidden) + pair.unit;
-    cells[pass * cells_of_pass] = dc[0];
-    cells[pass * cells_of_pass + 1] = pair.both ? dc[1] : 0.0f;
-  }
+  carry_cells<false>(cut, block, thread, Product::kRows, hidden, pair, cells);
 
   const int group = direction * int(gridDim.y) + int(blockIdx.y);
   Exchange exchange(cut.meeting, group, room.state, room.flag);
@@ -128,13 +121,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
   }
   exchange.finish();
-  for (int pass = 0; has_cells && pass < cut.passes; ++pass) {
-    const int row = pass * Product::kRows + thread.row;
-    if (row >= block.rows) break;
-    float* const dc = cut.carried + block.state(row, hidden) + pair.unit;
-    dc[0] = cells[pass * cells_of_pass];
-    if (pair.both) dc[1] = cells[pass * cells_of_pass + 1];
-  }
+  carry_cells<true>(cut, block, thread, Product::kRows, hidden, pair, cells);
   add_db(db, thread, Product::kRows, cut.units, hidden, room.sums,
          call.db + int64_t{group} * 4 * hidden);
 }

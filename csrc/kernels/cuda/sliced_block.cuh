@@ -77,6 +77,26 @@ struct ThreadPlace {
   }
 };
 
+// A thread's cells (c, or dc) between shared memory and what goes from one launch to the next: of
+// all its rows, a pair of units each. kOut: out of shared memory.
+template <bool kOut>
+DEVICE void carry_cells(const Cut& cut, const BlockRows& block, const ThreadPlace& thread, int rows,
+                        int hidden, const UnitPair& pair, float* cells) {
+  for (int pass = 0; thread.exists && pair.exists && pass < cut.passes; ++pass) {
+    const int row = pass * rows + thread.row;
+    if (row >= block.rows) break;
+    float* const carried = cut.carried + block.state(row, hidden) + pair.unit;
+    float* const held = cells + pass * rows * cut.units;
+    if constexpr (kOut) {
+      carried[0] = held[0];
+      if (pair.both) carried[1] = held[1];
+    } else {
+      held[0] = carried[0];
+      held[1] = pair.both ? carried[1] : 0.0f;
+    }
+  }
+}
+
 // The sum of all parts, in order.
 DEVICE float2 add_parts(const float* sums, int parts, int stride) {
   float2 total = {0.0f, 0.0f};

@@ -59,13 +59,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const bool has_cells = thread.exists && pair.exists;
   float* const cells = room.cells + thread.row * cut.units + thread.unit;
   const int cells_of_pass = Product::kRows * cut.units;
-  for (int pass = 0; has_cells && pass < cut.passes; ++pass) {
-    const int row = pass * Product::kRows + thread.row;
-    if (row >= block.rows) break;
-    const float* const c = cut.carried + block.state(row, hidden) + pair.unit;
-    cells[pass * cells_of_pass] = c[0];
-    cells[pass * cells_of_pass + 1] = pair.both ? c[1] : 0.0f;
-  }
+  carry_cells<false>(cut, block, thread, Product::kRows, hidden, pair, cells);
   __syncthreads();  // the bias
 
   const int group = direction * int(gridDim.y) + int(blockIdx.y);
@@ -118,13 +112,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
   }
   exchange.finish();
-  for (int pass = 0; has_cells && pass < cut.passes; ++pass) {
-    const int row = pass * Product::kRows + thread.row;
-    if (row >= block.rows) break;
-    float* const c = cut.carried + block.state(row, hidden) + pair.unit;
-    c[0] = cells[pass * cells_of_pass];
-    if (pair.both) c[1] = cells[pass * cells_of_pass + 1];
-  }
+  carry_cells<true>(cut, block, thread, Product::kRows, hidden, pair, cells);
 }
 
 }  // namespace sliced
