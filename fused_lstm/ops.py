@@ -1,5 +1,5 @@
-"""Typed wrappers of the operators `torch.ops.fused_lstm.forward` and `.backward`, and of the same
-with options that nn.LSTM lacks, `.marked_forward` and `.marked_backward`.
+"""Typed wrappers of the operators `torch.ops.fused_lstm.forward` and `.backward`, of the same with
+options that nn.LSTM lacks, `.marked_forward` and `.marked_backward`, and of `.keep_bits`.
 
 One call is one layer in one or two directions over a whole sequence; csrc/binding/schema.cpp has
 the schemas. Here the operators also get their fake kernels, which tell shapes and dtypes without
@@ -18,11 +18,14 @@ from torch import Tensor
 from . import _extension
 
 __all__ = [
+    "KEEP_C",
+    "KEEP_H",
     "MARK_ENDED",
     "MARK_RESET",
     "WEIGHT_SLOTS",
     "backward",
     "forward",
+    "keep_bits",
     "marked_backward",
     "marked_forward",
 ]
@@ -31,6 +34,8 @@ WEIGHT_SLOTS = 10  # w_ih, w_hh, b_ih, b_hh, w_hr, then the same of the reverse 
 
 # Bits of marks [T, B]: the row's state is cleared before the step; the row has no such step.
 MARK_RESET, MARK_ENDED = 1, 2
+# Bits of keep [T, B, D*H]: zoneout leaves the unit's h, its c, as it was before the step.
+KEEP_H, KEEP_C = 1, 2
 
 
 def forward(
@@ -82,10 +87,14 @@ def marked_forward(
     marks: Tensor | None,  # [T, B] uint8, see MARK_RESET and MARK_ENDED
     h0: Tensor | None,  # [D, B, H], None for zeros
     c0: Tensor | None,  # [D, B, H], None for zeros
-    *weights_cells_save_tf32: Any,  # ten weights without w_hr, three bools
+    *weights_options_save_tf32: Any,  # ten weights; keep [T, B, D*H] uint8 or None, h_factors
+    # [D, B, P] or None, zoneout_h and zoneout_c (floats), recompute, cells; save, tf32 (bools)
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """As `forward`: y, h_n, c_n, c after every step [T, B, D*H] ([0] unless `cells`), reserve."""
-    return _marked_forward(x, marks, h0, c0, *weights_cells_save_tf32)
+    """As `forward`: y, h_n, c_n, c after every step [T, B, D*H] ([0] unless `cells`), reserve.
+
+    schema.cpp says what the options are. There may be a w_hr with recompute alone.
+    """
+    return _marked_forward(x, marks, h0, c0, *weights_options_save_tf32)
 
 
 def marked_backward(
@@ -97,10 +106,20 @@ def marked_backward(
     marks: Tensor | None,
     h0: Tensor | None,
     c0: Tensor | None,
-    *weights_y_reserve_needs_tf32: Any,
+    *rest: Any,  # ten weights, keep to recompute as forward had them, y, reserve, needs, tf32
 ) -> tuple[Tensor, ...]:
     """As `backward`."""
-    return _marked_backward(dy, dh_n, dc_n, dcells, x, marks, h0, c0, *weights_y_reserve_needs_tf32)
+    return _marked_backward(dy, dh_n, dc_n, dcells, x, marks, h0, c0, *rest)
+
+
+def keep_bits(
+    like: Tensor, seed: Tensor, stream: int, T: int, B: int, U: int, h: float, c: float
+) -> Tensor:
+    """Random bits KEEP_H and KEEP_C [T, B, U], set with probabilities h and c, on like's device.
+
+    They follow from seed ([] int64 on the CPU), stream and their place alone.
+    """
+    return _keep_bits(like, seed, stream, T, B, U, h, c)
 
 
 def _as_torch_has_it(error: RuntimeError) -> RuntimeError:
@@ -134,6 +153,7 @@ def _fake_forward(
     w_hr_reverse: Tensor | None,
     save_for_backward: bool,
     tf32: bool = False,
+    recompute: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     directions = 1 if w_ih_reverse is None else 2
     hidden, p = w_ih.shape[0] // 4, w_hh.shape[1]
@@ -146,7 +166,7 @@ def _fake_forward(
         batch = torch.library.get_ctx().new_dynamic_size()
     nbytes: Any = 0
     if save_for_backward:
-        nbytes = _reserve_bytes(x, hidden, directions, w_hr is not None)
+        nbytes = _reserve_bytes(x, hidden, directions, w_hr is not None, recompute)
     return (
         x.new_empty((*x.shape[:-1], directions * p)),
         x.new_empty((directions, batch, p)),
@@ -155,7 +175,7 @@ def _fake_forward(
     )
 
 
-def _reserve_bytes(x: Tensor, hidden: Any, directions: int, projects: bool) -> Any:
+def _reserve_bytes(x: Tensor, hidden: Any, directions: int, projects: bool, recompute: bool) -> Any:
     """What the extension's own reserve_bytes says, as an expression that sizes may be symbols of.
 
     A symbol of its own (an unbacked one) would do for tracing, but partitioners cannot tell what
@@ -164,7 +184,8 @@ def _reserve_bytes(x: Tensor, hidden: Any, directions: int, projects: bool) -> A
     rows = x.shape[0] if x.dim() == 2 else x.shape[0] * x.shape[1]
     stored = x.dtype.itemsize
     computed = max(stored, 4)
-    gates, cells, m = 4 * stored, computed, stored  # bytes of one unit in one row
+    # Bytes of one unit in one row.
+    gates, cells, m = 0 if recompute else 4 * stored, computed, stored
     if x.device.type != "cuda":
         line = 64 // computed
         units = (hidden + line - 1) // line * line
@@ -224,6 +245,11 @@ def _fake_marked_forward(
     b_ih_reverse: Tensor | None,
     b_hh_reverse: Tensor | None,
     w_hr_reverse: Tensor | None,
+    keep: Tensor | None,
+    h_factors: Tensor | None,
+    zoneout_h: float,
+    zoneout_c: float,
+    recompute: bool,
     cells: bool,
     save_for_backward: bool,
     tf32: bool = False,
@@ -231,7 +257,7 @@ def _fake_marked_forward(
     weights = (w_ih, w_hh, b_ih, b_hh, w_hr)
     reverse = (w_ih_reverse, w_hh_reverse, b_ih_reverse, b_hh_reverse, w_hr_reverse)
     y, h_n, c_n, reserve = _fake_forward(
-        x, None, h0, c0, *weights, *reverse, save_for_backward, tf32
+        x, None, h0, c0, *weights, *reverse, save_for_backward, tf32, recompute
     )
     return y, h_n, c_n, x.new_empty(y.shape if cells else (0,)), reserve
 
@@ -245,7 +271,17 @@ def _fake_marked_backward(
     marks: Tensor | None,
     *rest: Any,
 ) -> tuple[Tensor, ...]:
-    return _fake_backward(grad_y, grad_h_n, grad_c_n, x, None, *rest)
+    states_weights = rest[: 2 + WEIGHT_SLOTS]
+    y_reserve_needs_tf32 = rest[2 + WEIGHT_SLOTS + 5 :]
+    return _fake_backward(
+        grad_y, grad_h_n, grad_c_n, x, None, *states_weights, *y_reserve_needs_tf32
+    )
+
+
+def _fake_keep_bits(
+    like: Tensor, seed: Tensor, stream: int, T: int, B: int, U: int, h: float, c: float
+) -> Tensor:
+    return like.new_empty((T, B, U), dtype=torch.uint8)
 
 
 _extension.load()
@@ -254,9 +290,11 @@ if _extension.available:
     torch.library.register_fake("fused_lstm::backward", _fake_backward)
     torch.library.register_fake("fused_lstm::marked_forward", _fake_marked_forward)
     torch.library.register_fake("fused_lstm::marked_backward", _fake_marked_backward)
+    torch.library.register_fake("fused_lstm::keep_bits", _fake_keep_bits)
     _forward: Any = torch.ops.fused_lstm.forward.default
     _backward: Any = torch.ops.fused_lstm.backward.default
     _marked_forward: Any = torch.ops.fused_lstm.marked_forward.default
     _marked_backward: Any = torch.ops.fused_lstm.marked_backward.default
+    _keep_bits: Any = torch.ops.fused_lstm.keep_bits.default
 else:
-    _forward = _backward = _marked_forward = _marked_backward = _missing
+    _forward = _backward = _marked_forward = _marked_backward = _keep_bits = _missing

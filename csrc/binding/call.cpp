@@ -56,10 +56,38 @@ void Call::set_marks(const OptionalTensor& marks) {
   const View v = look("marks", *marks);
   expect_dtype(v, torch_uint8());
   expect_sizes(v, "[T, B]", {problem_.T, problem_.B});
-  const bool dense =
-      (v.sizes[1] <= 1 || v.strides[1] == 1) && (v.sizes[0] <= 1 || v.strides[0] == v.sizes[1]);
-  problem_.marks =
-      static_cast<const uint8_t*>(dense || problem_.B == 0 ? read_data(*marks) : copied(v));
+  problem_.marks = bytes(v);
+}
+
+void Call::set_zoneout(const OptionalTensor& keep, double h, double c) {
+  for (const auto& [name, share] : {std::pair("zoneout_h", h), std::pair("zoneout_c", c)}) {
+    if (!(share >= 0 && share <= 1)) {
+      reject(name, "a share from 0 to 1", std::to_string(share));
+    }
+  }
+  problem_.zoneout.h = h;
+  problem_.zoneout.c = c;
+  if (!keep) return;
+  const View v = look("keep", *keep);
+  expect_dtype(v, torch_uint8());
+  expect_sizes(v, "[T, B, D*H]", {problem_.T, problem_.B, problem_.D * problem_.H});
+  problem_.zoneout.keep = bytes(v);
+}
+
+void Call::set_h_factors(const OptionalTensor& h_factors) {
+  problem_.h_factors =
+      contiguous("h_factors", h_factors, "[D, B, P]", {problem_.D, problem_.B, problem_.P});
+}
+
+// The bytes of a tensor side by side, in the order of its dimensions.
+const uint8_t* Call::bytes(const View& v) {
+  int64_t stride = 1;
+  bool dense = true;
+  for (int64_t k = v.dim - 1; k >= 0; --k) {
+    dense = dense && (v.sizes[k] <= 1 || v.strides[k] == stride);
+    stride *= v.sizes[k];
+  }
+  return static_cast<const uint8_t*>(dense || stride == 0 ? read_data(*v.tensor) : copied(v));
 }
 
 Tensor Call::new_cells(bool wanted, Outputs* out) {

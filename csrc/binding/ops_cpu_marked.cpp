@@ -1,13 +1,14 @@
-// The CPU operators with resets, ended rows and the cell states of every step: as those in
-// ops_cpu.cpp, and apart from them so that a call without these options pays nothing for them.
+// The CPU operators with what nn.LSTM lacks: resets, ended rows, the cell states of every step,
+// zoneout, factors of h, gates computed again. As those in ops_cpu.cpp, and apart from them so that
+// a call without these options pays nothing for them.
 #include "call.h"
 #include "run_cpu.h"
 
 namespace fused_lstm {
 namespace {
 
-void refuse_projection(const OptionalTensor& w_hr) {
-  if (w_hr) reject("w_hr", "None with marks or cells", "a tensor");
+void refuse_projection(const OptionalTensor& w_hr, bool others) {
+  if (w_hr && others) reject("w_hr", "None with any option but recompute", "a tensor");
 }
 
 MarkedResult marked_forward(const Tensor& x, const OptionalTensor& marks, const OptionalTensor& h0,
@@ -16,12 +17,17 @@ MarkedResult marked_forward(const Tensor& x, const OptionalTensor& marks, const 
                             const OptionalTensor& w_hr, const OptionalTensor& w_ih_reverse,
                             const OptionalTensor& w_hh_reverse, const OptionalTensor& b_ih_reverse,
                             const OptionalTensor& b_hh_reverse, const OptionalTensor& w_hr_reverse,
-                            bool wants_cells, bool save_for_backward, bool /*tf32*/) {
-  refuse_projection(w_hr);
+                            const OptionalTensor& keep, const OptionalTensor& h_factors,
+                            double zoneout_h, double zoneout_c, bool recompute, bool wants_cells,
+                            bool save_for_backward, bool /*tf32*/) {
   const CpuPlace place;
   Call call(place, x, std::nullopt, h0, c0, direction0(w_ih, w_hh, b_ih, b_hh, w_hr),
             direction1(w_ih_reverse, w_hh_reverse, b_ih_reverse, b_hh_reverse, w_hr_reverse));
   call.set_marks(marks);
+  call.set_zoneout(keep, zoneout_h, zoneout_c);
+  call.set_h_factors(h_factors);
+  call.set_recompute(recompute);
+  refuse_projection(w_hr, marks || h_factors || call.problem().zoneout.on() || wants_cells);
   const Problem& p = call.problem();
   Outputs out;
   Tensor reserve = new_reserve(place, p, save_for_backward, &out);
@@ -38,13 +44,18 @@ BackwardResult marked_backward(
     const OptionalTensor& b_ih, const OptionalTensor& b_hh, const OptionalTensor& w_hr,
     const OptionalTensor& w_ih_reverse, const OptionalTensor& w_hh_reverse,
     const OptionalTensor& b_ih_reverse, const OptionalTensor& b_hh_reverse,
-    const OptionalTensor& w_hr_reverse, const Tensor& y, const Tensor& reserve, int64_t needs,
-    bool /*tf32*/) {
-  refuse_projection(w_hr);
+    const OptionalTensor& w_hr_reverse, const OptionalTensor& keep, const OptionalTensor& h_factors,
+    double zoneout_h, double zoneout_c, bool recompute, const Tensor& y, const Tensor& reserve,
+    int64_t needs, bool /*tf32*/) {
   const CpuPlace place;
   Call call(place, x, std::nullopt, h0, c0, direction0(w_ih, w_hh, b_ih, b_hh, w_hr),
             direction1(w_ih_reverse, w_hh_reverse, b_ih_reverse, b_hh_reverse, w_hr_reverse));
   call.set_marks(marks);
+  call.set_zoneout(keep, zoneout_h, zoneout_c);
+  call.set_h_factors(h_factors);
+  call.set_recompute(recompute);
+  refuse_projection(w_hr,
+                    marks || h_factors || call.problem().zoneout.on() || grad_cells.has_value());
   const Problem& p = call.problem();
   Gradients g;
   call.read_gradients(y, grad_y, grad_h_n, grad_c_n, &g);

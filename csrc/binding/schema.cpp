@@ -39,7 +39,8 @@ constexpr const char* kBackward =
     "Tensor dw_ih, Tensor dw_hh, Tensor db, Tensor dw_hr, "  // db is that of b_ih and of b_hh
     "Tensor dw_ih_reverse, Tensor dw_hh_reverse, Tensor db_reverse, Tensor dw_hr_reverse)";
 
-// The same with options that nn.LSTM lacks. Of both, w_hr and packed input are refused.
+// The same with options that nn.LSTM lacks. Packed input is refused, and w_hr with all of them but
+// recompute.
 constexpr const char* kMarkedForward =
     "marked_forward("
     "Tensor x, "       // [T, B, I]
@@ -49,6 +50,10 @@ constexpr const char* kMarkedForward =
     "Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor? w_hr, "
     "Tensor? w_ih_reverse, Tensor? w_hh_reverse, "
     "Tensor? b_ih_reverse, Tensor? b_hh_reverse, Tensor? w_hr_reverse, "
+    "Tensor? keep, "       // [T, B, D*H] uint8, zoneout: 1: h of the unit stays; 2: c stays
+    "Tensor? h_factors, "  // [D, B, P]: the gates read h times these; no gradient
+    "float zoneout_h, float zoneout_c, "  // without keep: shares of h and c that stay
+    "bool recompute, "                    // the reserve holds no gates
     "bool cells, bool save_for_backward, bool tf32=False) -> ("
     "Tensor y, Tensor h_n, Tensor c_n, "
     "Tensor cells, "    // [T, B, D*H]: c after every step; [0] unless wanted
@@ -61,10 +66,21 @@ constexpr const char* kMarkedBackward =
     "Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor? w_hr, "
     "Tensor? w_ih_reverse, Tensor? w_hh_reverse, "
     "Tensor? b_ih_reverse, Tensor? b_hh_reverse, Tensor? w_hr_reverse, "
+    "Tensor? keep, Tensor? h_factors, float zoneout_h, float zoneout_c, bool recompute, "
     "Tensor y, Tensor reserve, int needs, bool tf32=False) -> ("
     "Tensor dx, Tensor dh0, Tensor dc0, "
     "Tensor dw_ih, Tensor dw_hh, Tensor db, Tensor dw_hr, "
     "Tensor dw_ih_reverse, Tensor dw_hh_reverse, Tensor db_reverse, Tensor dw_hr_reverse)";
+
+// Zoneout's random bits, see keep above. What a unit gets follows from seed, stream and its place.
+constexpr const char* kKeepBits =
+    "keep_bits("
+    "Tensor like, "  // says on which device
+    "Tensor seed, "  // [] int64 on the CPU
+    "int stream, "   // draws that must differ under one seed: layers, kinds of mask
+    "int T, int B, int U, "
+    "float h, float c) -> "  // the probability of either bit
+    "Tensor keep";           // [T, B, U] uint8
 
 }  // namespace
 
@@ -73,4 +89,5 @@ STABLE_TORCH_LIBRARY(fused_lstm, library) {
   library.def(kBackward);
   library.def(kMarkedForward);
   library.def(kMarkedBackward);
+  library.def(kKeepBits);
 }

@@ -28,6 +28,12 @@ FUSED_LSTM_CELL Number cell_output(const Number& o, const Number& c) {
   return o * tanh(c);
 }
 
+// The state after a step, from the step's activated gates.
+template <class Number>
+FUSED_LSTM_CELL Number cell_state(const Gates<Number>& gate, const Number& c_prev) {
+  return fma(gate.f, c_prev, gate.i * gate.g);
+}
+
 // Pre-activations z and the previous cell state -> c, h, and activated gates in place of z.
 template <class Number>
 FUSED_LSTM_CELL void cell_forward(Gates<Number>& z, const Number& c_prev, Number& c, Number& h) {
@@ -35,7 +41,7 @@ FUSED_LSTM_CELL void cell_forward(Gates<Number>& z, const Number& c_prev, Number
   z.f = sigmoid(z.f);
   z.g = tanh(z.g);
   z.o = sigmoid(z.o);
-  c = fma(z.f, c_prev, z.i * z.g);
+  c = cell_state(z, c_prev);
   h = cell_output(z.o, c);
 }
 

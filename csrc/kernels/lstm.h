@@ -30,6 +30,27 @@ enum class Status : int32_t {
 constexpr uint8_t kMarkReset = 1;  // h and c are cleared before the step, in each direction's order
 constexpr uint8_t kMarkEnded = 2;  // the row has no such step: its state stays, y and cells are 0
 
+// What units keep from the step before in place of what the cell computed (zoneout: Krueger et al.
+// 2016, https://arxiv.org/abs/1606.01305). Off while keep is null and both shares are 0.
+struct Zoneout {
+  const uint8_t* keep = nullptr;  // [T, B, D*H]: a byte of kKeepH and kKeepC each, or null
+  double h = 0, c = 0;            // without keep: the share of h and c that stays, its expectation
+
+  bool on() const { return keep != nullptr || h != 0 || c != 0; }
+};
+constexpr uint8_t kKeepH = 1;
+constexpr uint8_t kKeepC = 2;
+
+// Zoneout::keep drawn at random: what unit u of row b at step t gets follows from key, stream, t, b
+// and u alone (random.h).
+struct KeepBits {
+  uint64_t key = 0;
+  uint32_t stream = 0;          // draws that must not be the same: layers, kinds of mask
+  int64_t T = 0, B = 0, U = 0;  // U: D*H; each below 2^31
+  uint32_t h = 0, c = 0;        // probability of kKeepH and of kKeepC, times 2^16
+  uint8_t* keep = nullptr;      // [T, B, U]
+};
+
 // The weights of one direction, each contiguous, in the problem's dtype.
 struct Weights {
   const void* w_ih = nullptr;  // [4H, I]
@@ -50,7 +71,13 @@ struct Problem {
   // [T, B] or null: a byte of the bits above for each row of each step. With bit kMarkEnded a row
   // ends: all its later steps have it too. Not with batch_sizes, nor (kUnsupported) with w_hr.
   const uint8_t* marks = nullptr;
-  bool cells = false;        // Outputs::cells will be asked for, or Gradients::dcells given
+  bool cells = false;  // Outputs::cells will be asked for, or Gradients::dcells given
+  // Not with batch_sizes, nor (kUnsupported) with w_hr, either of them.
+  Zoneout zoneout;
+  // [D, B, P] contiguous, or null: the gates of every step read h times these (variational dropout:
+  // Gal & Ghahramani 2016, https://arxiv.org/abs/1512.05287). They have no gradient.
+  const void* h_factors = nullptr;
+  bool recompute = false;    // the reserve holds no gates; backward computes them again
   const void* x = nullptr;   // [T, B, I], unit stride over I
   int64_t x_t = 0, x_b = 0;  // strides of x in elements
   const void* h0 = nullptr;  // [D, B, P] contiguous, or null for zeros
@@ -129,6 +156,8 @@ Status forward(const Problem& problem, const Outputs& outputs, void* workspace,
                size_t workspace_bytes, const Parallel& parallel);
 Status backward(const Problem& problem, const Gradients& gradients, void* workspace,
                 size_t workspace_bytes, const Parallel& parallel);
+// Fills bits.keep. Needs no workspace.
+Status keep_bits(const KeepBits& bits, const Parallel& parallel);
 // One human-readable line saying how this problem would be computed, written into text.
 void explain(const Problem& problem, bool training, int32_t threads, char* text, size_t text_bytes);
 

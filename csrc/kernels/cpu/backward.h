@@ -24,6 +24,7 @@ class Backward {
         input_columns_(problem.I, 1),
         projection_(problem, gradients, plan_),
         marks_(problem, gradients),
+        recompute_(problem, plan_),
         matrix_(problem, gradients, plan_) {
     Carver carver(workspace);
     offsets_ = carver.take<int64_t>(q_.batch_sizes ? q_.T + 1 : 0);
@@ -60,6 +61,7 @@ class Backward {
     }
     projection_.carve(carver, chunk_rows_);
     marks_.carve(carver);
+    recompute_.carve(carver, chunk_rows_);
     matrix_.carve(carver, state_columns_.blocks, input_columns_.blocks);
     for (int32_t i = 0; i < plan.threads && i < kMaxParts; ++i) {
       // The matrix unit writes whole tiles, two at a time.
@@ -72,7 +74,7 @@ class Backward {
     steps_ = make_steps(problem, offsets_);
     Carver reserve(const_cast<void*>(g_.reserve));
     for (int32_t d = 0; d < q_.D; ++d) {
-      sides_[d].reserve = Reserve<S, E>::at(reserve, steps_.offset(q_.T), panels_);
+      sides_[d].reserve = Reserve<S, E>::at(reserve, q_, steps_.offset(q_.T), panels_);
     }
   }
 
@@ -84,6 +86,7 @@ class Backward {
     prepare(parallel);
     for (int64_t last = q_.T; last > 0; last -= plan_.chunk_steps) {
       const int64_t first = max64(0, last - plan_.chunk_steps);
+      if (recompute_.on()) compute_gates_again(parallel, first, last);
       if (by_rows) {
         run_tasks(parallel, plan_.threads, [&](int64_t i) {
           const Share share = share_of(static_cast<int32_t>(i), plan_.threads, q_.D);
@@ -134,6 +137,8 @@ class Backward {
     E* dc = nullptr;           // [panel][B][W]
     Reserve<S, E> reserve{nullptr, nullptr, 0};
   };
+  enum Pointwise { kPlain, kProjected, kZoned };
+
   struct Part {
     E* sums;      // [rows][up to 4W]
     E* db;        // [D][panel][4W]
@@ -176,6 +181,7 @@ class Backward {
       std::memset(g_.dx, 0, static_cast<size_t>(steps_.offset(q_.T) * q_.I) * sizeof(S));
     }
     projection_.pack(parallel);
+    recompute_.pack(parallel);
     if (plan_.dot) return;
     if constexpr (kMatrix) {
       for (int32_t d = 0; plan_.matrix && d < q_.D; ++d) matrix_.start(d);
@@ -344,7 +350,7 @@ class Backward {
           if (marks_.on()) {
             pointwise_marked(d, s, chunk, p, b0, b1, sums, (v1 - v0) * W, db);
           } else {
-            pointwise<false>(d, s, chunk, p, b0, b1, sums, (v1 - v0) * W, db);
+            pointwise<kPlain>(d, s, chunk, p, b0, b1, sums, (v1 - v0) * W, db);
           }
         }
         leave(d, s, block, b0, b1, part.sums);
@@ -357,7 +363,7 @@ class Backward {
     const int64_t rows = min64(b1, rows_of(d, 0));
     for (int64_t block = q0; block < q1; ++block) {
       if (g_.dh0) state_product(d, start, b0, rows - b0, block, part.sums);
-      if (marks_.marks().on()) {
+      if (marks_.hands_back()) {
         const int64_t v0 = state_columns_.first(block), v1 = state_columns_.first(block + 1);
         if (g_.dh0) marks_.hand_back(d, -1, v0, v1, b0, b1, part.sums);
         write_dc0(d, v0, v1, b0, rows);
@@ -392,8 +398,8 @@ class Backward {
                             part.sums);
         const int64_t v0 = units.first(block), v1 = units.first(block + 1);
         for (int64_t p = v0; p < v1; ++p) {
-          pointwise<true>(d, s, chunk, p, b0, b1, part.sums + (p - v0) * W, (v1 - v0) * W,
-                          part.db_block + p * G);
+          pointwise<kProjected>(d, s, chunk, p, b0, b1, part.sums + (p - v0) * W, (v1 - v0) * W,
+                                part.db_block + p * G);
         }
       }
       if (s % kShortSum == 0 || s == first) {
@@ -448,18 +454,22 @@ class Backward {
 
   // dgates of processing step s, panel p (units p*W..), rows [b0, b1); sums holds the part of dh
   // that comes from the later step, row b at sums + (b - b0) * sums_row. Projected: all of dm, in
-  // dh's place; m is left for dW_hr. c_previous: c before the step, [B][W], where it is not simply
+  // dh's place; m is left for dW_hr. Zoned: units keep shares of h and c, and what the cell itself
+  // made of c follows from its gates. c_previous: c before the step, [B][W], where it is not simply
   // what the step before left.
-  template <bool kProjected>
+  template <Pointwise kHow>
   void pointwise(int32_t d, int64_t s, int64_t chunk, int64_t p, int64_t b0, int64_t b1,
                  const E* sums, int64_t sums_row, E* db, const E* c_previous = nullptr) const {
+    constexpr bool kToDm = kHow == kProjected, kKeeps = kHow == kZoned;
     const Side& side = sides_[d];
     const int64_t t = time_of(d, s);
     const int64_t rows = min64(b1, steps_.rows(t));
-    const int64_t later_rows = kProjected ? rows : rows_of(d, s + 1);
+    const int64_t later_rows = kToDm ? rows : rows_of(d, s + 1);
     const int64_t before_rows = c_previous ? rows : rows_of(d, s - 1);
     const int units = static_cast<int>(min64(W, q_.H - p * W));
-    const S* gates = side.reserve.gates_at(steps_, t, p);
+    const S* gates = recompute_.on()
+                         ? recompute_.gates(d, p, steps_.offset(t) - steps_.offset(chunk))
+                         : side.reserve.gates_at(steps_, t, p);
     const E* c = side.reserve.cells_at(steps_, t, p);
     const E* c_before = c_previous ? c_previous : cells_before(d, s, p);
     const E* c0 = side.c0 + p * q_.B * W;
@@ -467,14 +477,14 @@ class Backward {
     E* dz = plan_.matrix ? nullptr : dz_at(d, chunk, t) + p * panel_stride_;
     const S* dy = nullptr;
     int64_t dy_row = 0;
-    if (!kProjected && g_.dy) {
+    if (!kToDm && g_.dy) {
       const Sequence<const S> sequence(static_cast<const S*>(g_.dy) + d * q_.P, g_.dy_t, g_.dy_b,
                                        steps_);
       dy = sequence.step(steps_, t) + p * W;
       dy_row = sequence.stride_b;
     }
     const S* dh_n = g_.dh_n ? static_cast<const S*>(g_.dh_n) + d * q_.B * q_.P + p * W : nullptr;
-    E* m = kProjected ? projection_.m(d, steps_.offset(t) - steps_.offset(chunk)) : nullptr;
+    E* m = kToDm ? projection_.m(d, steps_.offset(t) - steps_.offset(chunk)) : nullptr;
     Vec<E> total[4] = {Vec<E>::set1(0), Vec<E>::set1(0), Vec<E>::set1(0), Vec<E>::set1(0)};
     for (int64_t b = b0; b < rows; ++b) {
       Vec<E> dh = Vec<E>::set1(0);
@@ -488,11 +498,21 @@ class Backward {
       const Gates<Vec<E>> gate{load_as(Tag<E>{}, saved), load_as(Tag<E>{}, saved + W),
                                load_as(Tag<E>{}, saved + 2 * W), load_as(Tag<E>{}, saved + 3 * W)};
       const E* previous = b < before_rows ? c_before : c0;
-      Vec<E> carry = Vec<E>::load(dc + b * W);
-      Gates<Vec<E>> grad =
-          cell_backward(gate, Vec<E>::load(previous + b * W), Vec<E>::load(c + b * W), dh, carry);
+      const Vec<E> c_prev = Vec<E>::load(previous + b * W);
+      Vec<E> c_now = Vec<E>::load(c + b * W), carry = Vec<E>::load(dc + b * W), passed{};
+      if constexpr (kKeeps) {
+        const Kept<E> kept = Kept<E>::at(q_, d, t, b, p);
+        const Vec<E> dh_kept = kept.h * dh;
+        dh_kept.store(marks_.dh_kept(d, p, b));
+        dh = dh - dh_kept;
+        passed = kept.c * carry;
+        carry = carry - passed;
+        c_now = cell_state(gate, c_prev);
+      }
+      Gates<Vec<E>> grad = cell_backward(gate, c_prev, c_now, dh, carry);
+      if constexpr (kKeeps) carry = carry + passed;
       carry.store(dc + b * W);
-      if (kProjected && m) {
+      if (kToDm && m) {
         cell_output(gate.o, Vec<E>::load(c + b * W)).store(m + b * projection_.m_row() + p * W);
       }
       if (units < W) {  // 0 * Inf of an infinite input must not leave the padding
@@ -512,23 +532,26 @@ class Backward {
   const E* cells_before(int32_t d, int64_t s, int64_t p) const {
     return s > 0 ? sides_[d].reserve.cells_at(steps_, time_of(d, s - 1), p) : nullptr;
   }
-  // The same where rows may be reset or have ended, or c of every step has a gradient.
+  // The same with the options of marks.h.
   void pointwise_marked(int32_t d, int64_t s, int64_t chunk, int64_t p, int64_t b0, int64_t b1,
                         const E* sums, int64_t sums_row, E* db) const {
     const Marks& marks = marks_.marks();
     const int64_t panel = p * q_.B * W;
     E* dc = sides_[d].dc + panel;
     marks_.add_dcells(d, s, p, b0, b1, dc);
-    if (!marks.on() || marks.ordinary(d, s, b0, b1)) {
-      return pointwise<false>(d, s, chunk, p, b0, b1, sums, sums_row, db);
-    }
+    const auto run = [&](int64_t begin, int64_t end, const E* c) {
+      const E* row = sums + (begin - b0) * sums_row;
+      if (q_.zoneout.on()) {
+        pointwise<kZoned>(d, s, chunk, p, begin, end, row, sums_row, db, c);
+      } else {
+        pointwise<kPlain>(d, s, chunk, p, begin, end, row, sums_row, db, c);
+      }
+    };
+    if (!marks.on() || marks.ordinary(d, s, b0, b1)) return run(b0, b1, nullptr);
     const E* c = marks_.cells_before(d, s, p, b0, b1, cells_before(d, s, p), sides_[d].c0 + panel);
     for (int64_t begin = b0, end; begin < b1; begin = end) {  // rows side by side that all run
       for (end = begin; end < b1 && !marks.ended(d, s, end);) ++end;
-      if (begin < end) {
-        pointwise<false>(d, s, chunk, p, begin, end, sums + (begin - b0) * sums_row, sums_row, db,
-                         c);
-      }
+      if (begin < end) run(begin, end, c);
       while (end < b1 && marks.ended(d, s, end)) ++end;
     }
     marks_.clear(d, s, b0, b1, dc, dz_at(d, chunk, time_of(d, s)) + p * panel_stride_);
@@ -615,6 +638,16 @@ class Backward {
     return q_.h0 ? static_cast<const S*>(q_.h0) + (d * q_.B + b) * q_.P : nullptr;
   }
 
+  void compute_gates_again(const Parallel& parallel, int64_t first, int64_t last) {
+    const Sequence<const S> x(static_cast<const S*>(q_.x), q_.x_t, q_.x_b, steps_);
+    for (int32_t d = 0; d < q_.D; ++d) {
+      const int64_t begin = chunk_begin(d, first, last), end = begin + last - first;
+      recompute_.run(
+          parallel, d, steps_, begin, end, [&](int64_t t, int64_t b) { return x_row(x, t, b); },
+          [&](int64_t t, int64_t b) { return h_before(d, t, b); });
+    }
+  }
+
   void weight_gradients(const Parallel& parallel, int64_t first, int64_t last) {
     for (int32_t d = 0; d < q_.D; ++d) {
       const Side& side = sides_[d];
@@ -683,12 +716,15 @@ class Backward {
       E* dst = side.z + (row0 + b) * kTile;
       const int64_t tile = chunk_rows_ * kTile;
       const S* source[2] = {x_row(x, t, b), h_before(d, t, b)};
+      const S* factors =
+          q_.h_factors ? static_cast<const S*>(q_.h_factors) + (d * q_.B + b) * q_.P : nullptr;
       int lane = 0;
       for (int part = 0; part < 2; ++part) {
         if (part == 0 ? side.dw_ih == nullptr : side.dw_hh == nullptr) continue;
         const int64_t n = part == 0 ? q_.I : q_.P;
         for (int64_t k = 0; k < n; ++k) {
           dst[lane] = source[part] ? static_cast<E>(to_float(source[part][k])) : E(0);
+          if (part == 1 && factors) dst[lane] *= static_cast<E>(to_float(factors[k]));
           if (++lane == kTile) {
             lane = 0;
             dst += tile;
@@ -854,6 +890,7 @@ class Backward {
   const Columns state_columns_, input_columns_;
   BackwardProjection<S, E> projection_;
   BackwardMarks<S, E> marks_;
+  Recompute<S, E> recompute_;
   MatrixBackward<S> matrix_;
   Steps steps_{0, 0, nullptr, nullptr};
   int64_t* offsets_ = nullptr;

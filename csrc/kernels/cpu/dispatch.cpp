@@ -171,7 +171,7 @@ Status check(const Problem& q) {
     if (q.weights[d].w_ih == nullptr || q.weights[d].w_hh == nullptr) return Status::kBadArgument;
     if ((q.weights[d].w_hr != nullptr) != projects(q)) return Status::kBadArgument;
   }
-  if (q.marks != nullptr) {
+  if (q.marks != nullptr || q.zoneout.on() || q.h_factors != nullptr) {
     if (q.batch_sizes != nullptr) return Status::kBadArgument;
     if (projects(q)) return Status::kUnsupported;
   }

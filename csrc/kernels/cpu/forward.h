@@ -57,7 +57,7 @@ class Forward {
     if (training) {
       Carver reserve(outputs.reserve);
       for (int32_t d = 0; d < q_.D; ++d) {
-        sides_[d].reserve = Reserve<S, E>::at(reserve, steps_.offset(q_.T), panels_);
+        sides_[d].reserve = Reserve<S, E>::at(reserve, q_, steps_.offset(q_.T), panels_);
       }
     }
   }
@@ -163,6 +163,7 @@ class Forward {
     int units;
   };
 
+  bool keeps_gates() const { return out_.reserve != nullptr && !q_.recompute; }
   int64_t time_of(int32_t d, int64_t s) const { return d == 0 ? s : q_.T - 1 - s; }
   Sequence<const S> x_sequence() const {
     return {static_cast<const S*>(q_.x), q_.x_t, q_.x_b, steps_};
@@ -245,17 +246,6 @@ class Forward {
     }
   }
 
-  // tile += rows of a, whose features are n, times rows k0 .. k1 of a panel that holds them all.
-  template <class T>
-  static FL_INLINE void multiply(T& tile, const A* a, int64_t a_row, const E* panel, int64_t k0,
-                                 int64_t k1, int64_t n) {
-    if constexpr (std::is_same<A, E>::value) {
-      tile.accumulate(a + k0, a_row, 1, panel + k0 * G, G, k1 - k0);
-    } else {
-      tile.accumulate(a + 2 * k0, a_row, panel + k0 * G, G, min64(2 * k1, n) - 2 * k0);
-    }
-  }
-
   // bias + x W_ih^T for a block of rows, one panel, one k-block.
   struct ProjectTile {
     const A* x;
@@ -267,7 +257,7 @@ class Forward {
       Tile<E, R, 4> tile;
       E* rows = out + first * G;
       tile.zero();
-      multiply(tile, x + first * x_row, x_row, w, k0, k1, n);
+      multiply_panel<E>(tile, x + first * x_row, x_row, w, k0, k1, n);
       tile.add(bias ? bias : rows, bias ? 0 : G);
       tile.store(rows, G);
     }
@@ -397,11 +387,12 @@ class Forward {
         Tile<E, R, 4> tile;
         tile.zero();
         if (k0 < x_rows) {
-          multiply(tile, at.x + row * at.x_row, at.x_row, at.weights, k0, min64(k1, x_rows), I);
+          multiply_panel<E>(tile, at.x + row * at.x_row, at.x_row, at.weights, k0,
+                            min64(k1, x_rows), I);
         }
         if (k1 > x_rows) {
-          multiply(tile, at.segment->h + row * at.segment->h_row, at.segment->h_row,
-                   at.weights + x_rows * G, max64(k0, x_rows) - x_rows, k1 - x_rows, P);
+          multiply_panel<E>(tile, at.segment->h + row * at.segment->h_row, at.segment->h_row,
+                            at.weights + x_rows * G, max64(k0, x_rows) - x_rows, k1 - x_rows, P);
         }
         tile.add(k == 0 ? at.start + row * at.start_row : sums, k == 0 ? at.start_row : G);
         tile.store(sums, G);
@@ -514,7 +505,7 @@ class Forward {
       at.start = side.projected + (p * chunk_rows_ + steps_.offset(t) - steps_.offset(chunk)) * G;
       at.start_row = G;
     }
-    at.gates = training ? side.reserve.gates_at(steps_, t, p) : nullptr;
+    at.gates = keeps_gates() ? side.reserve.gates_at(steps_, t, p) : nullptr;
     at.c_out = training ? side.reserve.cells_at(steps_, t, p) : side.c + p * q_.B * W;
   }
 
@@ -562,8 +553,10 @@ class Forward {
         const bool training = out_.reserve != nullptr;
         const Sequence<S> y = y_sequence(d);
         E* c = training ? sides_[d].reserve.cells_at(steps_, t, 0) : sides_[d].c;
-        S* gates = training ? sides_[d].reserve.gates_at(steps_, t, 0) : nullptr;
-        marks_.leave(d, s, b0, b1, p0, p1, y.step(steps_, t), y.stride_b, c, gates);
+        S* gates = keeps_gates() ? sides_[d].reserve.gates_at(steps_, t, 0) : nullptr;
+        const S* before = s > 0 ? y.step(steps_, time_of(d, s - 1)) : nullptr;
+        A* h_copy = kConverts ? sides_[d].h + (s & 1) * q_.B * q_.P : nullptr;
+        marks_.leave(d, s, b0, b1, p0, p1, y.step(steps_, t), before, y.stride_b, h_copy, c, gates);
       }
       if (barrier) barrier->wait(parties);
     }

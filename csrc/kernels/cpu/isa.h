@@ -30,6 +30,7 @@ struct Tag {};
 #include "matrix_forward.h"
 #include "matrix_backward.h"
 #include "forward.h"
+#include "recompute.h"
 #include "backward.h"
 // clang-format on
 
@@ -74,7 +75,7 @@ inline size_t reserve_size(const Problem& problem) {
     static_assert(kLine % Vec<decltype(e)>::kWidth == 0, "a vector would reach beyond the line");
     const int64_t units = ceil_div(problem.H, kLine) * kLine;
     const int64_t elements = problem.D * total_rows(problem) * units;
-    return static_cast<size_t>(elements) * (4 * sizeof(s) + sizeof(e));
+    return static_cast<size_t>(elements) * ((problem.recompute ? 0 : 4 * sizeof(s)) + sizeof(e));
   });
 }
 

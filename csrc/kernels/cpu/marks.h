@@ -1,12 +1,15 @@
-// Rows that are reset or have ended, and the cell states of every step (Problem::marks,
-// Outputs::cells): the buffers and passes that these options add to forward.h and backward.h.
-// Included inside an ISA's namespace.
+// What nn.LSTM lacks: rows that are reset or have ended (Problem::marks), the cell states of every
+// step (Outputs::cells), units that keep their value (Problem::zoneout), factors of h before the
+// gates (Problem::h_factors). Here are the buffers and passes that these add to forward.h and
+// backward.h. Included inside an ISA's namespace.
 //
 // A step's products always run over rows that lie at one stride. So where a row's state is not what
-// the step before left (a reset, or its first step), the states of all rows are first copied to a
-// buffer and put right there: a copy of B*(P+H) elements beside B*4H*(I+P) multiply-adds. Rows that
-// have ended compute along between others, for the products come in tiles of rows, and what comes
-// out is thrown away; those before the first and after the last running row are left out.
+// the step before left (a reset, its first step, a factor), the states of all rows are first copied
+// to a buffer and put right there: a copy of B*(P+H) elements beside B*4H*(I+P) multiply-adds. Rows
+// that have ended compute along between others, for the products come in tiles of rows, and what
+// comes out is thrown away; those before the first and after the last running row are left out.
+// Zoneout mixes a step's h and c with those before it once the cells are done; going back, backward
+// finds what the cell itself had computed from its gates and the c before.
 
 // The marks of a call, for direction d: s counts steps in the order in which it processes them.
 struct Marks {
@@ -24,6 +27,7 @@ struct Marks {
   bool starts(int32_t d, int64_t s, int64_t b) const { return s == 0 || ended(d, s - 1, b); }
   bool ends(int32_t d, int64_t s, int64_t b) const { return s + 1 == T || ended(d, s + 1, b); }
   From from(int32_t d, int64_t s, int64_t b) const {
+    if (!on()) return s == 0 ? From::kInitial : From::kStepBefore;
     const uint8_t mark = at(d, s, b);
     if ((mark & kMarkEnded) != 0) return From::kNoStep;
     if ((mark & kMarkReset) != 0) return From::kZeros;
@@ -37,7 +41,34 @@ struct Marks {
     return true;
   }
   // Rows that have no step at all: ended at the first one.
-  bool never_runs(int64_t b) const { return (data[b] & kMarkEnded) != 0; }
+  bool never_runs(int64_t b) const { return on() && (data[b] & kMarkEnded) != 0; }
+};
+
+// The shares of h and c that W units of one row keep.
+template <class E>
+struct Kept {
+  static constexpr int W = Vec<E>::kWidth;
+  Vec<E> h, c;
+
+  static Kept at(const Problem& q, int32_t d, int64_t t, int64_t b, int64_t p) {
+    const Zoneout& zoneout = q.zoneout;
+    if (zoneout.keep == nullptr) {
+      return {Vec<E>::set1(static_cast<E>(zoneout.h)), Vec<E>::set1(static_cast<E>(zoneout.c))};
+    }
+    const uint8_t* keep = zoneout.keep + ((t * q.B + b) * q.D + d) * q.H + p * W;
+    alignas(64) uint8_t some[W] = {};
+    if (q.H - p * W < W) {
+      std::memcpy(some, keep, static_cast<size_t>(q.H - p * W));
+      keep = some;
+    }
+    alignas(64) E h[W], c[W];
+    for (int j = 0; j < W; ++j) h[j] = static_cast<E>(keep[j] & kKeepH ? 1 : 0);
+    for (int j = 0; j < W; ++j) c[j] = static_cast<E>(keep[j] & kKeepC ? 1 : 0);
+    return {Vec<E>::load(h), Vec<E>::load(c)};
+  }
+  static Vec<E> mix(Vec<E> share, Vec<E> before, Vec<E> now) {
+    return fma(share, before, (Vec<E>::set1(1) - share) * now);
+  }
 };
 
 template <class S, class E>
@@ -54,12 +85,12 @@ class ForwardMarks {
         parties_(plan.split == Split::kUnits ? ceil_div(plan.threads, problem.D) : 1) {}
 
   void carve(Carver& carver) {
-    for (int32_t d = 0; marks_.on() && d < q_.D; ++d) {
+    for (int32_t d = 0; (marks_.on() || changes_states()) && d < q_.D; ++d) {
       h_[d] = carver.take<A>(parties_ * q_.B * q_.P);
       c_[d] = carver.take<E>(panels_ * q_.B * W);
     }
   }
-  bool on() const { return marks_.on() || out_.cells != nullptr; }
+  bool on() const { return marks_.on() || changes_states() || out_.cells != nullptr; }
   bool writes_last_states() const { return marks_.on(); }  // leave() and finish() do
 
   // Narrows a segment to rows that run through processing step s, and points it at a copy of their
@@ -68,10 +99,10 @@ class ForwardMarks {
   template <class Segment>
   int enter(int32_t d, int64_t s, int64_t p0, int64_t p1, int64_t party, const A* h0,
             Segment& segment) const {
-    if (!marks_.on()) return 1;
+    if (!marks_.on() && !changes_states()) return 1;
     int64_t &begin = segment.begin, &end = segment.end;
-    while (begin < end && marks_.ended(d, s, begin)) ++begin;
-    while (begin < end && marks_.ended(d, s, end - 1)) --end;
+    while (marks_.on() && begin < end && marks_.ended(d, s, begin)) ++begin;
+    while (marks_.on() && begin < end && marks_.ended(d, s, end - 1)) --end;
     if (begin == end) return 0;
     const bool first = s == 0;  // then the segment's own state is the initial one
     bool same = true;
@@ -79,16 +110,20 @@ class ForwardMarks {
       const Marks::From from = marks_.from(d, s, b);
       same = same && from != Marks::From::kZeros && (first || from != Marks::From::kInitial);
     }
-    if (same) return 1;
+    if (same && !changes_states()) return 1;
     A* h = h_[d] + party * q_.B * q_.P;
+    const bool copies_h = !same || q_.h_factors != nullptr;
     for (int64_t b = begin; b < end; ++b) {
       const Marks::From from = marks_.from(d, s, b);
       const bool initial = from == Marks::From::kInitial && !first;
-      copy_h(from == Marks::From::kZeros ? nullptr
-             : !initial                  ? segment.h + b * segment.h_row
-             : h0                        ? h0 + b * q_.P
-                                         : nullptr,
-             h + b * q_.P);
+      if (copies_h) {
+        copy_h(from == Marks::From::kZeros ? nullptr
+               : !initial                  ? segment.h + b * segment.h_row
+               : h0                        ? h0 + b * q_.P
+                                           : nullptr,
+               h + b * q_.P);
+        if (q_.h_factors) scale_h(d, b, h + b * q_.P);
+      }
       for (int64_t p = p0; p < p1; ++p) {
         Vec<E> c = Vec<E>::set1(0);
         if (initial) {
@@ -99,19 +134,23 @@ class ForwardMarks {
         c.store(c_[d] + (p * q_.B + b) * W);
       }
     }
-    segment.h = h;
-    segment.h_row = q_.P;
+    if (copies_h) {
+      segment.h = h;
+      segment.h_row = q_.P;
+    }
     segment.c = c_[d];
     segment.c_panel = q_.B * W;
     return 1;
   }
 
-  // After processing step s, for units of panels [p0, p1): y and cells of rows that have ended,
-  // cells of the others, and h_n and c_n of those whose last step it was. y: the rows of the step;
-  // c: [panel][B][W], its cell states; gates: [panel][B][4W], or null. Both are zero where there
-  // was no step, so that a reserve holds nothing by chance.
+  // After processing step s, for units of panels [p0, p1): zoneout, y and cells of rows that have
+  // ended, cells of the others, and h_n and c_n of those whose last step it was. y: the rows of the
+  // step; y_before: those of the step before, null at the first; h_copy: h of the step as products
+  // take it, [B][P], where that is not y itself; c: [panel][B][W], its cell states; gates:
+  // [panel][B][4W], or null. Both are zero where there was no step, so that a reserve holds nothing
+  // by chance.
   void leave(int32_t d, int64_t s, int64_t b0, int64_t b1, int64_t p0, int64_t p1, S* y,
-             int64_t y_row, E* c, S* gates) const {
+             const S* y_before, int64_t y_row, A* h_copy, E* c, S* gates) const {
     const int64_t u0 = p0 * W, units = min64(p1 * W, q_.H) - u0;
     const size_t bytes = static_cast<size_t>(units) * sizeof(S);
     const int64_t t = d == 0 ? s : q_.T - 1 - s;
@@ -127,6 +166,10 @@ class ForwardMarks {
           if (gates) std::memset(static_cast<void*>(gates + row * 4 * W), 0, 4 * W * sizeof(S));
         }
         continue;
+      }
+      if (q_.zoneout.on()) {
+        const S* before = h_before(d, s, b, y_before ? y_before + b * y_row : nullptr);
+        zone_out(d, t, b, p0, p1, before, y + b * y_row, h_copy ? h_copy + b * q_.P : nullptr, c);
       }
       if (cells) write_c(c, b, p0, p1, cells);
       if (marks_.on() && marks_.ends(d, s, b)) {
@@ -150,6 +193,45 @@ class ForwardMarks {
   }
 
  private:
+  // Whether h or c must be copied before every step.
+  bool changes_states() const { return q_.zoneout.on() || q_.h_factors != nullptr; }
+
+  // h of row b before processing step s, as stored; null: zeros.
+  const S* h_before(int32_t d, int64_t s, int64_t b, const S* step_before) const {
+    switch (marks_.from(d, s, b)) {
+      case Marks::From::kStepBefore:
+        return step_before;
+      case Marks::From::kInitial:
+        return q_.h0 ? static_cast<const S*>(q_.h0) + (d * q_.B + b) * q_.P : nullptr;
+      default:
+        return nullptr;
+    }
+  }
+  // Row b of a step: h and c become what zoneout leaves of them. enter() kept c from before.
+  void zone_out(int32_t d, int64_t t, int64_t b, int64_t p0, int64_t p1, const S* before, S* y,
+                A* h_copy, E* c) const {
+    for (int64_t p = p0; p < p1; ++p) {
+      const int units = static_cast<int>(min64(W, q_.H - p * W));
+      const Kept<E> kept = Kept<E>::at(q_, d, t, b, p);
+      S* h = y + p * W;
+      const Vec<E> h_before = before ? load_as(Tag<E>{}, before + p * W, units) : Vec<E>::set1(0);
+      store_as(Kept<E>::mix(kept.h, h_before, load_as(Tag<E>{}, h, units)), h, units);
+      if constexpr (!std::is_same<S, A>::value) {
+        load_as(Tag<E>{}, h, units).store(h_copy + p * W, units);
+      }
+      const int64_t row = (p * q_.B + b) * W;
+      Kept<E>::mix(kept.c, Vec<E>::load(c_[d] + row), Vec<E>::load(c + row)).store(c + row);
+    }
+  }
+  void scale_h(int32_t d, int64_t b, A* h) const {
+    const S* factors = static_cast<const S*>(q_.h_factors) + (d * q_.B + b) * q_.P;
+    for (int64_t k = 0; k < q_.P; k += W) {
+      const int count = static_cast<int>(min64(W, q_.P - k));
+      const Vec<E> scaled = load_as(Tag<E>{}, h + k, count) * load_as(Tag<E>{}, factors + k, count);
+      store_as(scaled, h + k, count);
+    }
+  }
+
   void copy_h(const A* from, A* to) const {
     const size_t bytes = static_cast<size_t>(q_.P) * sizeof(A);
     if (from) {
@@ -201,21 +283,28 @@ class BackwardMarks {
         panels_(ceil_div(problem.H, W)) {}
 
   void carve(Carver& carver) {
-    for (int32_t d = 0; marks_.on() && d < q_.D; ++d) {
-      c_before_[d] = carver.take<E>(panels_ * q_.B * W);
+    for (int32_t d = 0; d < q_.D; ++d) {
+      if (marks_.on()) c_before_[d] = carver.take<E>(panels_ * q_.B * W);
+      if (q_.zoneout.on()) dh_kept_[d] = carver.take<E>(panels_ * q_.B * W);
     }
   }
-  bool on() const { return marks_.on() || g_.dcells != nullptr; }
+  bool on() const { return hands_back() || g_.dcells != nullptr; }
+  // Whether what a step hands back to the one before is more than its product with W_hh.
+  bool hands_back() const { return marks_.on() || q_.zoneout.on() || q_.h_factors != nullptr; }
   const Marks& marks() const { return marks_; }
+  // dh that went by the cell of row b, panel p, at the step that was last computed: [W].
+  E* dh_kept(int32_t d, int64_t p, int64_t b) const { return dh_kept_[d] + (p * q_.B + b) * W; }
 
   // sums is what processing step s + 1 hands back as dh, row b at sums + (b - b0) * (v1 - v0) * W,
-  // units of vectors [v0, v1). Puts right what step s must take: nothing across a reset, dh_n where
-  // the row's last step is s. What goes to a row's initial state is written to dh0.
+  // units of vectors [v0, v1). Puts right what step s must take: factors, what zoneout kept,
+  // nothing across a reset, dh_n where the row's last step is s. What goes to a row's initial state
+  // is written to dh0.
   void hand_back(int32_t d, int64_t s, int64_t v0, int64_t v1, int64_t b0, int64_t b1,
                  E* sums) const {
-    if (!marks_.on() || s + 1 >= q_.T) return;
+    if (!hands_back() || s + 1 >= q_.T) return;
     for (int64_t b = b0; b < b1; ++b) {
       E* row = sums + (b - b0) * (v1 - v0) * W;
+      if (!marks_.on() || !marks_.ended(d, s + 1, b)) complete(d, v0, v1, b, row);
       switch (marks_.from(d, s + 1, b)) {
         case Marks::From::kNoStep:
           load_dh_n(d, b, v0, v1, row);
@@ -275,6 +364,17 @@ class BackwardMarks {
   }
 
  private:
+  void complete(int32_t d, int64_t v0, int64_t v1, int64_t b, E* row) const {
+    for (int64_t v = v0; v < v1; ++v, row += W) {
+      Vec<E> dh = Vec<E>::load(row);
+      if (q_.h_factors) {
+        const S* factors = static_cast<const S*>(q_.h_factors) + (d * q_.B + b) * q_.P + v * W;
+        dh = dh * load_as(Tag<E>{}, factors, static_cast<int>(min64(W, q_.P - v * W)));
+      }
+      if (q_.zoneout.on()) dh = dh + Vec<E>::load(dh_kept(d, v, b));
+      dh.store(row);
+    }
+  }
   void load_dh_n(int32_t d, int64_t b, int64_t v0, int64_t v1, E* row) const {
     const S* dh_n = static_cast<const S*>(g_.dh_n) + (d * q_.B + b) * q_.P;
     for (int64_t v = v0; v < v1; ++v, row += W) {
@@ -294,4 +394,5 @@ class BackwardMarks {
   const Marks marks_;
   const int64_t panels_;
   E* c_before_[2] = {};  // [panel][B][W]
+  E* dh_kept_[2] = {};   // [panel][B][W]
 };

@@ -48,6 +48,19 @@ constexpr int64_t panel_rows(int64_t n) {
   return std::is_same<typename Operand<S, E>::type, E>::value ? n : (n + 1) / 2;
 }
 
+// tile += rows of a, whose features are n, times rows k0 .. k1 of a gate panel that holds them all.
+template <class E, class T, class A>
+FL_INLINE void multiply_panel(T& tile, const A* a, int64_t a_row, const E* panel, int64_t k0,
+                              int64_t k1, int64_t n) {
+  constexpr int G = 4 * Vec<E>::kWidth;
+  if constexpr (std::is_same<A, E>::value) {
+    (void)n;
+    tile.accumulate(a + k0, a_row, 1, panel + k0 * G, G, k1 - k0);
+  } else {
+    tile.accumulate(a + 2 * k0, a_row, panel + k0 * G, G, min64(2 * k1, n) - 2 * k0);
+  }
+}
+
 #if FUSED_LSTM_PAIRS
 // The same for pairs: row k of dst holds elements 2k and 2k + 1 of each source row in one lane.
 template <class E>

@@ -19,11 +19,13 @@ constexpr int64_t kBackwardChunkRows = 512;
 constexpr int64_t kTileRows = 16;
 constexpr int64_t kMatrixRows = 2, kMatrixBackwardRows = 8;
 
-// Rows that are reset or have ended move between steps, cells are copied there, and a projection
-// stands between two: none of it is there for tiles yet.
+// Rows that are reset or have ended move between steps, zoneout and factors change h there, cells
+// are copied, and a projection stands between two: none of it is there for tiles yet, nor are gates
+// computed again by them.
 bool suits_matrix(const Problem& problem) {
   return problem.B >= kMatrixRows && !projects(problem) && problem.marks == nullptr &&
-         !problem.cells;
+         !problem.cells && !problem.zoneout.on() && problem.h_factors == nullptr &&
+         !problem.recompute;
 }
 
 void plan_threads(const Problem& problem, int64_t step_work, int64_t weight_bytes, int32_t threads,
@@ -105,7 +107,8 @@ Plan plan_forward(const Problem& problem, bool training, int32_t threads, const 
 Plan plan_backward(const Problem& problem, int32_t threads, const Facts& facts) {
   Plan plan;
   const int64_t rows = total_rows(problem);
-  plan.dot = rows <= (facts.storage_bytes < facts.compute_bytes ? 1 : 4);
+  plan.dot = rows <= (facts.storage_bytes < facts.compute_bytes ? 1 : 4) &&
+             problem.h_factors == nullptr;  // then h is not as it lies
   plan.matrix =
       facts.matrix && !plan.dot && suits_matrix(problem) && rows >= kMatrixBackwardRows * problem.T;
   // In one chunk dW needs no sums of its own, only a panel at a time (backward.h): less memory, as

@@ -48,8 +48,9 @@ class Carver {
   size_t used_ = 0;
 };
 
-// The reserve, per direction: activated gates as stored, cell states as computed. Step t holds
-// rows(t) rows; within a step panel by panel: gates [panel][row][gate][W], c [panel][row][W].
+// The reserve, per direction: activated gates as stored, unless they will be computed again, and
+// cell states as computed. Step t holds rows(t) rows; within a step panel by panel: gates
+// [panel][row][gate][W], c [panel][row][W].
 template <class S, class E>
 struct Reserve {
   static constexpr int W = Vec<E>::kWidth;
@@ -63,10 +64,10 @@ struct Reserve {
   E* cells_at(const Steps& steps, int64_t t, int64_t p) const {
     return cells + (steps.offset(t) * panels + p * steps.rows(t)) * W;
   }
-  static Reserve at(Carver& carver, int64_t rows, int64_t panels) {
+  static Reserve at(Carver& carver, const Problem& problem, int64_t rows, int64_t panels) {
     Reserve r;
     r.panels = panels;
-    r.gates = carver.take<S>(rows * panels * 4 * W);
+    r.gates = problem.recompute ? nullptr : carver.take<S>(rows * panels * 4 * W);
     r.cells = carver.take<E>(rows * panels * W);
     return r;
   }
