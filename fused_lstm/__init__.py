@@ -8,6 +8,7 @@ from ._extension import require as _require
 from .convert import convert, revert
 from .dispatch import explain_plan
 from .export import export_mode
+from .extras import Extras
 from .functional import lstm
 from .modules import LSTM, LSTMCell
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LSTM",
+    "Extras",
     "LSTMCell",
     "Streaming",
     "__version__",

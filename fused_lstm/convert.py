@@ -71,7 +71,7 @@ def revert(model: Model, *, report: Callable[[Outcome], object] | None = None) -
 
     That takes `convert` back exactly. LSTMs that were made as ours become torch.nn's as well: the
     model then needs this package no more, wherever it is loaded. A subclass that was written on
-    `fused_lstm.LSTM` stays, and is reported.
+    `fused_lstm.LSTM` stays, and so does an LSTM with `extras`; both are reported.
 
     Args, Returns, Raises: as for `convert`.
     """
@@ -156,6 +156,8 @@ def _original_class(module: nn.Module) -> type:
     if isinstance(module, torch.jit.ScriptModule) or not _is_ours(cls):
         return cls
     _check_instance(module)
+    if getattr(module, "extras", None) is not None:
+        raise _KeptError(f"torch.nn.LSTM has no {module.extras}")
     return _map_class(module, cls, _original_subclass)
 
 
@@ -277,6 +279,8 @@ class _LSTMOverTorch(nn.LSTM):
     _scripted = LSTM._scripted
     _scripted_padded = LSTM._scripted_padded
     _scripted_packed = LSTM._scripted_packed
+    extras = None
+    has_extras = False
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

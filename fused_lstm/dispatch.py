@@ -239,10 +239,10 @@ def _no_kernel(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def _no_marked_kernel(device: torch.device, proj_size: int) -> str | None:
-    """The same for a call with resets, lengths or cells."""
+    """The same for a call with resets, lengths, cells or extras."""
     if device.type == "cuda":
-        return "no CUDA kernel with reset, lengths or return_cells"
-    return "no kernel with reset, lengths or return_cells and a proj_size" if proj_size else None
+        return "no CUDA kernel with reset, lengths, return_cells or extras"
+    return "no kernel with a proj_size and such options" if proj_size else None
 
 
 def _index(device: torch.device) -> int:
@@ -341,7 +341,8 @@ def explain_plan(
         device: of a shape.
         training: whether gradients will be wanted; None: the module's mode, or True for a shape.
         threads: None for torch's present number.
-        options: whether the call has `reset`, `lengths` or `return_cells`.
+        options: whether the call has `reset`, `lengths` or `return_cells`; a module's `extras`
+            count of themselves.
 
     Returns:
         One line per layer: device, instruction set or family, how the products are formed, how
@@ -371,6 +372,8 @@ def explain_plan(
     device = torch.device(device)
     obstacle = _no_kernel(device, dtype)
     instead = "torch's own LSTM"
+    extras = getattr(target, "extras", None)
+    options = options or (extras is not None and extras.act(training))
     if options:
         instead = "the specification in plain PyTorch"
         obstacle = obstacle or _no_marked_kernel(device, proj_size)
@@ -385,6 +388,7 @@ def explain_plan(
                 line = _cpu_plan(sizes, threads, options)
         else:
             line = f"{instead} ({obstacle})"
+        line = f"{line}; {extras}" if extras is not None else line
         lines.append(f"layer {layer}: {line}" if layers > 1 else line)
     return "\n".join(lines)
 

@@ -137,16 +137,16 @@ def second_gradients(
     """The derivative of a backward operator, through the layer's specification.
 
     The operator's arguments are the gradients of the layer's `outputs` results, the layer's own
-    arguments, then four more that no gradient is asked for; ctx saved all but those four.
+    arguments, then more that are not differentiated; ctx saved the former.
     """
     tensors = ctx.saved_tensors
-    wanted = [k for k, need in enumerate(ctx.needs_input_grad[:-4]) if need]
+    wanted = [k for k, need in enumerate(ctx.needs_input_grad[: len(tensors)]) if need]
     pairs = [
         (positions[0], g)
         for positions, g in zip(_DIFFERENTIABLE, cotangents, strict=True)
         if g is not None
     ]
-    grads: list[Tensor | None] = [None] * (len(tensors) + 4)
+    grads: list[Tensor | None] = [None] * len(ctx.needs_input_grad)
     if not pairs or not wanted:
         return tuple(grads)
 

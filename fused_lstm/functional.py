@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from .dispatch import Options, cell, stack, zero_state
+from .extras import Extras
 
 __all__ = ["lstm", "lstm_cell"]
 
@@ -34,6 +35,7 @@ def lstm(
     reset: Tensor | None = None,  # [T, B] bool; [B, T] when batch_first; [T] unbatched
     lengths: Tensor | None = None,  # [B] int64; a single number when unbatched
     return_cells: bool = False,
+    extras: Extras | None = None,
 ) -> tuple[Any, ...]:
     """What `torch.nn.LSTM` computes, as a function of its input, initial state and weights.
 
@@ -62,6 +64,8 @@ def lstm(
             the input after them is not looked at. No order, no packing. On the CPU a length out of
             range raises; elsewhere nobody waits to look, and it counts as 0 or T.
         return_cells: whether to return c after every step too.
+        extras: regularisers, which act where `training` (zoneout also, in its way, where not), and
+            memory modes; None for neither. Packed input is padded for them and packed again.
 
     Returns:
         `(output, (h_n, c_n))`, or `(output, (h_n, c_n), cells)` with return_cells, where cells is
@@ -85,9 +89,13 @@ def lstm(
     if hx is not None:
         _check_state_kind(hx)
     marked = reset is not None or lengths is not None or return_cells
+    if extras is not None and not extras.act(training):
+        extras = None
     if isinstance(input, PackedSequence):
         if marked:
             _refuse_packed(reset, lengths)
+        if extras is not None:
+            return _lstm_packed_with_extras(input, hx, weights, options, extras)
         return _lstm_packed(input, hx, weights, options)
     if not isinstance(input, Tensor):
         raise TypeError(f"input: expected a Tensor or PackedSequence, got {type(input).__name__}")
@@ -100,8 +108,8 @@ def lstm(
             f"For {'batched 3-D' if dim == 3 else 'unbatched 2-D'} input, hx and cx should also be "
             f"{dim}-D but got ({hx[0].dim()}-D, {hx[1].dim()}-D) tensors"
         )
-    if marked:
-        own = (reset, lengths, bool(return_cells))
+    if marked or extras is not None:
+        own = (reset, lengths, bool(return_cells), extras)
         return _lstm_marked(input, hx, weights, options, batch_first, *own)
     if dim == 3:
         x = input.transpose(0, 1) if batch_first else input
@@ -179,16 +187,23 @@ def _lstm_marked(
     reset: Any,
     lengths: Any,
     return_cells: bool,
+    extras: Extras | None,
 ) -> tuple[Any, ...]:
     unbatched = input.dim() == 2
     x = input.unsqueeze(1) if unbatched else input.transpose(0, 1) if batch_first else input
     if unbatched and hx is not None:
         hx = (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
-    from .options import make_marks, marked_stack  # two modules that a plain call never needs
+    from .options import make_marks, marked_stack  # modules that a plain call never needs
 
     _check_padded(x, hx, weights, options)
+    extras = extras or Extras()
+    if extras.checkpoint_steps and lengths is not None and options.bidirectional:
+        raise ValueError(
+            "lengths: expected None with checkpoint_steps and two directions, got a Tensor: the "
+            "reverse direction's rows would begin inside of pieces"
+        )
     marks = make_marks(x, reset, lengths, batch_first, unbatched)
-    y, h_n, c_n, cells = marked_stack(x, hx, weights, options, marks, return_cells)
+    y, h_n, c_n, cells = marked_stack(x, hx, weights, options, marks, return_cells, extras)
     if unbatched:
         y, h_n, c_n = y.squeeze(1), h_n.squeeze(1), c_n.squeeze(1)
         cells = cells.squeeze(1) if return_cells else cells
@@ -246,6 +261,22 @@ def _lstm_packed(
     if unsorted_indices is not None:
         h_n, c_n = h_n.index_select(1, unsorted_indices), c_n.index_select(1, unsorted_indices)
     return PackedSequence(y, batch_sizes, sorted_indices, unsorted_indices), (h_n, c_n)
+
+
+def _lstm_packed_with_extras(
+    packed: PackedSequence,
+    hx: Sequence[Tensor] | None,
+    weights: Sequence[Tensor],
+    options: Options,
+    extras: Extras,
+) -> tuple[PackedSequence, tuple[Tensor, Tensor]]:
+    """Through padding and lengths; rows stand in the caller's order there, as hx does."""
+    x, lengths = pad_packed_sequence(packed)
+    y, state = _lstm_marked(x, hx, weights, options, False, None, lengths, False, extras)
+    if packed.sorted_indices is not None:
+        y = y.index_select(1, packed.sorted_indices)
+        lengths = lengths.index_select(0, packed.sorted_indices.cpu())
+    return packed._replace(data=pack_padded_sequence(y, lengths).data), state
 
 
 def _packed_rows(packed: PackedSequence, hx: Sequence[Tensor] | None) -> int:

@@ -1,8 +1,10 @@
-"""One layer with what nn.LSTM lacks: resets, rows that end, and the cell state of every step.
+"""One layer with what nn.LSTM lacks: resets, rows that end, the cell state of every step, zoneout,
+factors of h before the gates, gates computed again in backward.
 
 As `function.py`, with operators of their own, so that a call without these options is what it was.
-What a row's steps are is told by `marks`, a byte for each row of each step (see ops.py). There is
-no kernel for a projection, nor on a GPU; there and under torch.func the layer is computed by
+What a row's steps are is told by `marks`, a byte for each row of each step, and which units zoneout
+keeps by `keep`, a byte for each of them (see ops.py). There is no kernel on a GPU, nor for a
+projection with anything but recompute; there and under torch.func the layer is computed by
 `reference.py`.
 """
 
@@ -18,11 +20,14 @@ from .function import needs_mask, second_gradients, spread, tf32_allowed, withou
 __all__ = ["MarkedLayer", "MarkedLayerBackward", "Results", "marked_layer", "reference_layer"]
 
 Results = tuple[Tensor, Tensor, Tensor, Tensor]  # y, h_n, c_n, cells
-_NO_GRADIENTS = (None,) * (4 + ops.WEIGHT_SLOTS + 2)
+_TENSORS = 4 + ops.WEIGHT_SLOTS + 2  # x, marks, h0, c0, ten weights, keep, h_factors
+_NO_GRADIENTS = (None,) * (_TENSORS + 5)
 
 
 class MarkedLayer(torch.autograd.Function):
-    """(x, marks, h0, c0, ten weights, cells, tf32) -> (y, h_n, c_n, cells, reserve), see ops.py."""
+    """(x, marks, h0, c0, ten weights, keep, h_factors, zoneout_h, zoneout_c, recompute, cells,
+    tf32) -> (y, h_n, c_n, cells, reserve), see ops.py.
+    """
 
     @staticmethod
     def forward(
@@ -30,10 +35,10 @@ class MarkedLayer(torch.autograd.Function):
         marks: Tensor | None,
         h0: Tensor | None,
         c0: Tensor | None,
-        *weights_cells_tf32: Any,
+        *weights_options_tf32: Any,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        *weights_cells, tf32 = weights_cells_tf32
-        return ops.marked_forward(x, marks, h0, c0, *weights_cells, True, tf32)
+        *weights_options, tf32 = weights_options_tf32
+        return ops.marked_forward(x, marks, h0, c0, *weights_options, True, tf32)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -43,8 +48,8 @@ class MarkedLayer(torch.autograd.Function):
             ctx.mark_non_differentiable(reserve)
         else:
             ctx.mark_non_differentiable(cells, reserve)
-        ctx.save_for_backward(*inputs[:-2], y, reserve)
-        ctx.cells, ctx.tf32 = inputs[-2:]
+        ctx.save_for_backward(*inputs[:_TENSORS], y, reserve)
+        *ctx.how, ctx.cells, ctx.tf32 = inputs[_TENSORS:]
 
     @staticmethod
     def backward(
@@ -56,7 +61,7 @@ class MarkedLayer(torch.autograd.Function):
         _: None,
     ) -> tuple[Tensor | None, ...]:
         *inputs, y, reserve = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[:-2]
+        wanted = ctx.needs_input_grad[:_TENSORS]
         if not ctx.cells:
             dcells = None  # a compiled graph brings one for the empty tensor
         if dy is None and dh_n is None and dc_n is None and dcells is None:
@@ -64,7 +69,7 @@ class MarkedLayer(torch.autograd.Function):
         whole = torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
         backward = MarkedLayerBackward.apply if whole else ops.marked_backward
         needs = needs_mask(wanted)
-        results = backward(dy, dh_n, dc_n, dcells, *inputs, y, reserve, needs, ctx.tf32)
+        results = backward(dy, dh_n, dc_n, dcells, *inputs, *ctx.how, y, reserve, needs, ctx.tf32)
         return spread(results, wanted, _NO_GRADIENTS)
 
     @staticmethod
@@ -82,11 +87,15 @@ class MarkedLayerBackward(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*inputs[:-4])
+        ctx.save_for_backward(*inputs[: 4 + _TENSORS])
+        ctx.how = inputs[4 + _TENSORS : -4]
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        return second_gradients(ctx, cotangents, 4, reference_layer)
+        def again(*tensors: Any) -> Results:
+            return reference_layer(*tensors, *ctx.how)
+
+        return second_gradients(ctx, cotangents, 4, again)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> Any:
@@ -98,7 +107,7 @@ def marked_layer(
     marks: Tensor | None,  # [T, B] uint8
     h0: Tensor | None,  # [D, B, H], None for zeros
     c0: Tensor | None,  # [D, B, H], None for zeros
-    *weights_cells: Any,  # ten weights, whether cells are wanted
+    *weights_options: Any,  # ten weights, keep, h_factors, zoneout_h, zoneout_c, recompute, cells
 ) -> Results:
     """One layer through the fused operator, with a gradient where one is asked for.
 
@@ -106,27 +115,36 @@ def marked_layer(
     """
     tf32 = not x.is_cpu and tf32_allowed()
     if torch.is_grad_enabled() and not torch.compiler.is_exporting():
-        for t in (x, h0, c0, *weights_cells[:-1]):
+        for t in (x, h0, c0, *weights_options[: ops.WEIGHT_SLOTS]):
             if t is not None and t.requires_grad:
                 apply: Callable[..., Any] = MarkedLayer.apply
-                return apply(x, marks, h0, c0, *weights_cells, tf32)[:4]
-    return ops.marked_forward(x, marks, h0, c0, *weights_cells, False, tf32)[:4]
+                return apply(x, marks, h0, c0, *weights_options, tf32)[:4]
+    return ops.marked_forward(x, marks, h0, c0, *weights_options, False, tf32)[:4]
 
 
 def reference_layer(
-    x: Tensor, marks: Tensor | None, h0: Tensor | None, c0: Tensor | None, *weights: Any
+    x: Tensor, marks: Tensor | None, h0: Tensor | None, c0: Tensor | None, *weights_options: Any
 ) -> Results:
     """`reference.marked_layer` as the kernels compute it: half types through float32, no autocast.
 
-    weights: ten; another argument, whether cells are wanted, is of no concern here.
+    weights_options: as `marked_layer` has them; what is kept for backward is of no concern here.
     """
+    keep, h_factors, *shares = weights_options[ops.WEIGHT_SLOTS :][:4]
     reset = ended = None
     if marks is not None:
         reset, ended = (marks & ops.MARK_RESET) != 0, (marks & ops.MARK_ENDED) != 0
-    inputs = [x, h0, c0, *weights[: ops.WEIGHT_SLOTS]]
+    zoneout = None
+    if keep is not None:
+        zoneout = (keep & ops.KEEP_H) != 0, (keep & ops.KEEP_C) != 0
+    elif any(shares):
+        zoneout = tuple(shares)
+    inputs = [x, h0, c0, *weights_options[: ops.WEIGHT_SLOTS], h_factors]
     if x.dtype in (torch.bfloat16, torch.float16):
         inputs = [t if t is None else t.float() for t in inputs]
     with without_autocast(x):
-        outputs = reference.marked_layer(inputs[0], reset, ended, *inputs[1:])
+        x32, h0, c0, *weights, h_factors = inputs
+        outputs = reference.marked_layer(
+            x32, reset, ended, h0, c0, *weights, zoneout=zoneout, h_factors=h_factors
+        )
     y, h_n, c_n, cells = (t.to(x.dtype) for t in outputs)
     return y, h_n, c_n, cells

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from . import dispatch, functional
+from .extras import Extras, checked_extras
 
 __all__ = ["LSTM", "LSTMCell"]
 
@@ -33,6 +34,14 @@ class LSTM(nn.RNNBase):
         proj_size: size P of a projected h; 0 means none, and P = H.
         device: where the parameters lie.
         dtype: of the parameters: float32, float64, bfloat16 or float16 have kernels.
+        zoneout: probabilities that h and c of a unit stay; this and what follows is not in
+            torch.nn.LSTM, goes by keyword, and `fused_lstm.Extras` says more of it.
+        input_dropout: probability that a feature of every layer's input is 0 for a sequence.
+        recurrent_dropout: the same for h as the gates read it.
+        output_dropout: the same for the last layer's output.
+        weight_dropout: probability that an element of W_hh is 0 for a call.
+        recompute: whether backward computes the gates again, to keep less.
+        checkpoint_steps: forward keeps states every so many steps only; 0: all that backward needs.
 
     Call it as `output, (h_n, c_n) = lstm(input, (h_0, c_0))`. The input is [T, B, I] or, when
     batch_first, [B, T, I], without a batch [T, I], or a PackedSequence; the output is like it with
@@ -71,6 +80,14 @@ class LSTM(nn.RNNBase):
         proj_size: int = 0,
         device: Any = None,
         dtype: Any = None,
+        *,
+        zoneout: float | tuple[float, float] = 0.0,
+        input_dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        output_dropout: float = 0.0,
+        weight_dropout: float = 0.0,
+        recompute: bool = False,
+        checkpoint_steps: int = 0,
     ) -> None:
         super().__init__(
             "LSTM",
@@ -85,6 +102,27 @@ class LSTM(nn.RNNBase):
             device=device,
             dtype=dtype,
         )
+        given = {
+            "zoneout": zoneout,
+            "input_dropout": input_dropout,
+            "recurrent_dropout": recurrent_dropout,
+            "output_dropout": output_dropout,
+            "weight_dropout": weight_dropout,
+            "recompute": recompute,
+            "checkpoint_steps": checkpoint_steps,
+        }
+        self.extras = checked_extras(
+            given, num_layers=num_layers, dropout=dropout, proj_size=proj_size
+        )
+        self.has_extras = self.extras is not None  # which TorchScript can read
+
+    extras: Extras | None = None  # for modules that were pickled before there were any
+    has_extras: bool = False
+
+    def extra_repr(self) -> str:
+        """What was passed to the constructor, as torch.nn.LSTM shows it, and the extras."""
+        text: str = super().extra_repr()
+        return f"{text}, {self.extras}" if self.extras is not None else text
 
     # Kept for code that calls them on an nn.LSTM.
     get_expected_cell_size = nn.LSTM.get_expected_cell_size
@@ -124,9 +162,10 @@ class LSTM(nn.RNNBase):
         return_cells: Any = False,
     ) -> Any:
         if torch.jit.is_scripting():
-            if reset is not None or lengths is not None or return_cells:
+            if reset is not None or lengths is not None or return_cells or self.has_extras:
                 raise NotImplementedError(
-                    "reset, lengths and return_cells: expected none of them in a scripted module"
+                    "reset, lengths, return_cells and extras: expected none of them in a scripted "
+                    "module"
                 )
             if isinstance(input, PackedSequence):
                 return self._scripted_packed(input, hx)
@@ -149,6 +188,7 @@ class LSTM(nn.RNNBase):
                 reset=reset,
                 lengths=lengths,
                 return_cells=return_cells,
+                extras=self.extras,
             )
 
     def flatten_parameters(self) -> None:

@@ -175,7 +175,9 @@ def _fake_forward(
     )
 
 
-def _reserve_bytes(x: Tensor, hidden: Any, directions: int, projects: bool, recompute: bool) -> Any:
+def _reserve_bytes(
+    x: Tensor, hidden: Any, directions: int, projects: bool, recompute: bool = False
+) -> Any:
     """What the extension's own reserve_bytes says, as an expression that sizes may be symbols of.
 
     A symbol of its own (an unbacked one) would do for tracing, but partitioners cannot tell what

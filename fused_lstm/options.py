@@ -1,18 +1,23 @@
-"""What nn.LSTM lacks: resets, lengths without packing, the cell state of every step.
+"""What nn.LSTM lacks: resets, lengths without packing, the cell state of every step, and what
+`extras.py` names.
 
-`functional.lstm` sends a call with one of these options here, and only such a call. The options are
-checked and become marks, a byte for each row of each step; `marked_stack` runs the layers, by the
-operators of `marked.py` on the CPU and by the specification in `reference.py` elsewhere: on a GPU,
-with a projection, under torch.func, and in graphs that must run without this package.
+`functional.lstm` sends a call with one of these options here, and only such a call. Resets and
+lengths are checked and become marks, a byte for each row of each step; `marked_stack` runs the
+layers, by the operators of `marked.py` on the CPU and by the specification in `reference.py`
+elsewhere: on a GPU, with a projection, under torch.func, and in graphs that must run without this
+package.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import dispatch, marked, ops
+from . import checkpointing, dispatch, marked, ops
+from .extras import Extras
+from .masks import Masks
 
 __all__ = ["make_marks", "marked_stack"]
 
@@ -91,11 +96,16 @@ def marked_stack(
     options: dispatch.Options,
     marks: Tensor | None,
     return_cells: bool,
+    extras: Extras,
 ) -> marked.Results:
     """All layers of a checked call: y, h_n, c_n, and the last layer's cells if they are wanted."""
-    by_kernel = x.is_cpu and not options.proj_size and not dispatch._transforms()
+    by_kernel = x.is_cpu and not dispatch._transforms()
     by_kernel = by_kernel and not dispatch._must_use_torch(x, hx, weights)
+    if options.proj_size and (marks is not None or return_cells or extras.recurrent_dropout):
+        by_kernel = False
     layer_of: Any = marked.marked_layer if by_kernel else marked.reference_layer
+    if extras.checkpoint_steps and torch.is_grad_enabled():
+        layer_of = functools.partial(checkpointing.in_pieces, layer_of, extras.checkpoint_steps)
     result_dtypes = None
     if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(x.device.type):
         x, hx, weights, result_dtypes = dispatch._autocast(x, hx, weights, True)
@@ -104,6 +114,8 @@ def marked_stack(
     num_layers, bias, dropout, training, bidirectional, proj_size = options
     directions, each = (2 if bidirectional else 1), len(weights) // num_layers
     h0, c0 = (None, None) if hx is None else hx
+    masks = Masks(extras, training, x)
+    (T, B), H, P = x.shape[:2], weights[0].shape[0] // 4, weights[1].shape[1]
     y, h_n, c_n, cells = x, [], [], x
     for layer in range(num_layers):
         if layer > 0 and training and dropout > 0:
@@ -111,11 +123,28 @@ def marked_stack(
         if hx is not None:
             h0, c0 = (t.narrow(0, layer * directions, directions) for t in hx)
         own = weights[layer * each : (layer + 1) * each]
-        ten = dispatch.ten_weights(own, bias, bidirectional, proj_size)
+        ten: list[Any] = list(dispatch.ten_weights(own, bias, bidirectional, proj_size))
+        for d in range(directions):
+            w_hh = d * (ops.WEIGHT_SLOTS // 2) + 1
+            ten[w_hh] = masks.weight(ten[w_hh], layer, d)
+        keep, *shares = masks.zoneout(layer, T, B, directions * H)
+        factors = masks.recurrent(layer, directions, B, P)
         wanted = return_cells and layer == num_layers - 1
-        y, h, c, cells = layer_of(y, marks, h0, c0, *ten, wanted)
+        y, h, c, cells = layer_of(
+            masks.input(y, layer),
+            marks,
+            h0,
+            c0,
+            *ten,
+            keep,
+            factors,
+            *shares,
+            extras.recompute,
+            wanted,
+        )
         h_n.append(h)
         c_n.append(c)
+    y = masks.output(y, num_layers - 1)
     results = (y, torch.cat(h_n), torch.cat(c_n), cells)
     if result_dtypes is not None:
         dtypes = (*result_dtypes, result_dtypes[2])

@@ -93,6 +93,16 @@ def lstm_layer(
     return torch.cat(ys, dim=-1), torch.stack(hs), torch.stack(cs)
 
 
+# Of h and of c: which units keep their value, bool [T, B, units], or what share of it stays.
+Zoneout = tuple[Tensor, Tensor] | tuple[float, float]
+
+
+def _kept(zoneout: Tensor | float, t: int, before: Tensor, now: Tensor) -> Tensor:
+    if isinstance(zoneout, Tensor):
+        return torch.where(zoneout[t], before, now)
+    return zoneout * before + (1 - zoneout) * now
+
+
 def marked_direction(
     x: Tensor,  # [T, B, I]
     reset: Tensor | None,  # [T, B] bool: h and c of the row are cleared before this step
@@ -101,6 +111,8 @@ def marked_direction(
     c: Tensor,  # [B, H]
     weights: Sequence[Tensor | None],  # w_ih, w_hh, b_ih, b_hh, w_hr
     reverse: bool = False,
+    zoneout: Zoneout | None = None,  # https://arxiv.org/abs/1606.01305
+    h_factors: Tensor | None = None,  # [B, P], of h as the gates read it: arxiv.org/abs/1512.05287
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """One direction with rows that are reset or end: y [T, B, P], h_n, c_n and cells [T, B, H].
 
@@ -117,7 +129,10 @@ def marked_direction(
         if reset is not None:
             clear = reset[t].unsqueeze(1)
             h, c = h.masked_fill(clear, 0.0), c.masked_fill(clear, 0.0)
-        h_t, c_t = lstm_cell(x[t], h, c, *weights)  # type: ignore[arg-type]
+        read = h if h_factors is None else h * h_factors
+        h_t, c_t = lstm_cell(x[t], read, c, *weights)  # type: ignore[arg-type]
+        if zoneout is not None:
+            h_t, c_t = _kept(zoneout[0], t, h, h_t), _kept(zoneout[1], t, c, c_t)
         if ended is None:
             ys[t], cells[t] = h, c = h_t, c_t
             continue
@@ -134,8 +149,10 @@ def marked_layer(
     h0: Tensor | None,  # [D, B, P], None for zeros
     c0: Tensor | None,  # [D, B, H], None for zeros
     *weights: Tensor | None,  # w_ih, w_hh, b_ih, b_hh, w_hr, then the same for reverse or None
+    zoneout: Zoneout | None = None,  # bool [T, B, D*H] each, or two shares
+    h_factors: Tensor | None = None,  # [D, B, P]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`lstm_layer` with rows that are reset or end.
+    """`lstm_layer` with rows that are reset or end, zoneout, and factors of h before the gates.
 
     Returns y `[T, B, D*P]`, h_n [D, B, P], c_n [D, B, H] and c after every step, `[T, B, D*H]`.
     """
@@ -146,9 +163,15 @@ def marked_layer(
         gates, p = own[1].shape  # w_hh [4H, P]
         h = x.new_zeros(x.shape[1], p) if h0 is None else h0[d]
         c = x.new_zeros(x.shape[1], gates // 4) if c0 is None else c0[d]
-        results.append(marked_direction(x, reset, ended, h, c, own, reverse=d == 1))
+        kept = None if zoneout is None else tuple(_of_direction(z, d, gates // 4) for z in zoneout)
+        factors = None if h_factors is None else h_factors[d]
+        results.append(marked_direction(x, reset, ended, h, c, own, d == 1, kept, factors))
     ys, hs, cs, cells = zip(*results, strict=True)
     return torch.cat(ys, dim=-1), torch.stack(hs), torch.stack(cs), torch.cat(cells, dim=-1)
+
+
+def _of_direction(zoneout: Tensor | float, d: int, H: int) -> Any:
+    return zoneout[:, :, d * H : (d + 1) * H] if isinstance(zoneout, Tensor) else zoneout
 
 
 def lstm(

@@ -146,6 +146,7 @@ class Streaming:
         lstm, states = self._lstm, self._states
         if (
             not dispatch.runs_directly(piece, weights)
+            or lstm.extras is not None
             or lstm._forward_pre_hooks
             or lstm._forward_hooks
         ):

@@ -41,21 +41,28 @@ def flat(results: Any) -> list[Tensor]:
     return [y, *hs, *cells]
 
 
+NO_EXTRAS = (None, None, 0.0, 0.0, False)  # keep, h_factors, zoneout_h, zoneout_c, recompute
+
+
 @pytest.mark.parametrize(("given", "cells"), [(True, True), (False, False)])
 def test_opcheck(given: bool, cells: bool) -> None:
     lstm, x, own = example()
     marks = (own["reset"] * 1 + (torch.rand(5, 4) < 0.2) * 2).to(torch.uint8) if given else None
     state = [torch.randn(2, 4, 6), torch.randn(2, 4, 6)] if given else [None, None]
     ten = dispatch.ten_weights([p.detach() for p in lstm.parameters()], True, True, 0)
+    how: tuple[Any, ...] = NO_EXTRAS
+    if given:
+        keep = torch.randint(0, 4, (5, 4, 12), dtype=torch.uint8)
+        how = (keep, torch.rand(2, 4, 6), 0.1, 0.2, True)
     forward = torch.ops.fused_lstm.marked_forward
     backward = torch.ops.fused_lstm.marked_backward
     for save in (True, False):
-        arguments = (x, marks, *state, *ten, cells, save)
+        arguments = (x, marks, *state, *ten, *how, cells, save)
         torch.library.opcheck(forward.default, arguments, test_utils=CHECKS)
-    y, h_n, c_n, out, reserve = forward(x, marks, *state, *ten, cells, True)
+    y, h_n, c_n, out, reserve = forward(x, marks, *state, *ten, *how, cells, True)
     for needs in (1, (1 << 11) - 1 & ~(1 << 6 | 1 << 10)):
         dcells = out if cells else None
-        arguments = (y, h_n, c_n, dcells, x, marks, *state, *ten, y, reserve, needs)
+        arguments = (y, h_n, c_n, dcells, x, marks, *state, *ten, *how, y, reserve, needs)
         torch.library.opcheck(backward.default, arguments, test_utils=CHECKS)
 
 
@@ -64,8 +71,10 @@ def test_marks_may_have_any_strides() -> None:
     ten = dispatch.ten_weights([p.detach() for p in lstm.parameters()], True, True, 0)
     marks = torch.randint(0, 2, (4, 5), dtype=torch.uint8).T
     run = torch.ops.fused_lstm.marked_forward
-    strided = run(x, marks, None, None, *ten, False, False)[0]
-    assert torch.equal(strided, run(x, marks.contiguous(), None, None, *ten, False, False)[0])
+    strided = run(x, marks, None, None, *ten, *NO_EXTRAS, False, False)[0]
+    assert torch.equal(
+        strided, run(x, marks.contiguous(), None, None, *ten, *NO_EXTRAS, False, False)[0]
+    )
 
 
 def test_compiles_whole() -> None:
@@ -264,12 +273,12 @@ def test_the_operators_check_memory() -> None:
     ten = list(dispatch.ten_weights([p.detach() for p in lstm.parameters()], True, True, 0))
     run = torch.ops.fused_lstm.marked_forward
     with pytest.raises((ValueError, RuntimeError), match=r"marks: expected \[T, B\] = \[5, 4\]"):
-        run(x, torch.zeros(4, 5, dtype=torch.uint8), None, None, *ten, False, False)
+        run(x, torch.zeros(4, 5, dtype=torch.uint8), None, None, *ten, *NO_EXTRAS, False, False)
     with pytest.raises((ValueError, RuntimeError), match=r"marks: expected .*uint8"):
-        run(x, torch.zeros(5, 4, dtype=torch.bool), None, None, *ten, False, False)
-    ten[4] = torch.zeros(2, 6)
-    with pytest.raises((ValueError, RuntimeError), match="w_hr: expected None with marks or cells"):
-        run(x, None, None, None, *ten, True, False)
+        run(x, torch.zeros(5, 4, dtype=torch.bool), None, None, *ten, *NO_EXTRAS, False, False)
+    ten[4] = ten[9] = torch.zeros(6, 6)
+    with pytest.raises((ValueError, RuntimeError), match="w_hr: expected None with any option"):
+        run(x, None, None, None, *ten, *NO_EXTRAS, True, False)
 
 
 def test_the_function_takes_them_too() -> None:

@@ -39,6 +39,9 @@ constexpr Field kFields[] = {
     {"packed", &Case::packed, nullptr, 0, false},
     {"marks", &Case::marks, nullptr, 0, false},
     {"cells", &Case::cells, nullptr, 0, false},
+    {"zoneout", &Case::zoneout, nullptr, 0, false},
+    {"h_factors", &Case::h_factors, nullptr, 0, false},
+    {"recompute", &Case::recompute, nullptr, 0, false},
     {"h0", &Case::h0, nullptr, 0, false},
     {"c0", &Case::c0, nullptr, 0, false},
     {"b_ih", &Case::b_ih, nullptr, 0, false},
@@ -189,6 +192,21 @@ void Data::make_marks() {
   problem.marks = marks_.data();
 }
 
+// A third of the units keep h, another third c, independently.
+void Data::make_zoneout() {
+  if (case_.zoneout == 2) {
+    problem.zoneout.h = 0.25;
+    problem.zoneout.c = 0.375;
+    return;
+  }
+  keep_.resize(static_cast<size_t>(case_.T * case_.B * case_.D * case_.H));
+  for (uint8_t& keep : keep_) {
+    if (random_.below(3) == 0) keep |= fused_lstm::kKeepH;
+    if (random_.below(3) == 0) keep |= fused_lstm::kKeepC;
+  }
+  problem.zoneout.keep = keep_.data();
+}
+
 // Rows that have ended hold NaN, for nobody may read them; not where rows share their memory.
 void Data::spoil_ended(int64_t layout, void* data, int64_t stride_t, int64_t stride_b,
                        int64_t features) {
@@ -268,6 +286,10 @@ Data::Data(const Case& c) : case_(c), random_(static_cast<uint64_t>(c.seed)) {
     spoil_ended(c.dy_layout, const_cast<void*>(incoming.dcells), incoming.dcells_t,
                 incoming.dcells_b, p.D * p.H);
   }
+
+  if (c.zoneout != 0) make_zoneout();
+  if (c.h_factors != 0) p.h_factors = make(p.D * p.B * p.P, 1.25);
+  p.recompute = c.recompute != 0;
 
   if (c.special != kOrdinary) {
     struct Target {

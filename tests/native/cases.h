@@ -49,8 +49,11 @@ enum Special : int64_t {
 struct Case {
   int64_t T = 1, B = 1, I = 1, H = 1, P = 0, D = 1;  // P = 0: no projection
   int64_t dtype = 0, packed = 0;
-  int64_t marks = 0;  // bits: rows are reset (1), rows end (2), or are marked at random (4)
-  int64_t cells = 0;  // 1: c of every step is asked for, and has a gradient
+  int64_t marks = 0;      // bits: rows are reset (1), rows end (2), or are marked at random (4)
+  int64_t cells = 0;      // 1: c of every step is asked for, and has a gradient
+  int64_t zoneout = 0;    // units keep h and c where bits say so (1), or a share of them (2)
+  int64_t h_factors = 0;  // 1: the gates read h times factors
+  int64_t recompute = 0;  // 1: backward computes the gates again
   int64_t h0 = 1, c0 = 1, b_ih = 1, b_hh = 1;  // given (1) or null (0)
   int64_t x_layout = 0, y_layout = 0, dy_layout = 0;
   int64_t dy = 1, dh_n = 1, dc_n = 1;  // incoming gradients: given or null
@@ -109,10 +112,11 @@ class Data {
  private:
   void* make(int64_t count, double scale);
   void make_marks();
+  void make_zoneout();
   void spoil_ended(int64_t layout, void* data, int64_t stride_t, int64_t stride_b,
                    int64_t features);
   std::vector<int64_t> batch_sizes_;
-  std::vector<uint8_t> marks_;
+  std::vector<uint8_t> marks_, keep_;
   std::vector<std::unique_ptr<Guarded>> arrays_;
   std::vector<std::vector<unsigned char>> copies_;
   const Case case_;

@@ -99,7 +99,9 @@ Direction read_direction(const Problem& p, int32_t d) {
 struct Trace {
   Values gates;           // [rows, 4H] after their activations, order i f g o
   Values c, c_prev;       // [rows, H]
+  Values c_cell;          // [rows, H]: c before zoneout
   Values h, h_prev;       // [rows, P]; h as computed, h_prev as stored
+  Values h_read;          // [rows, P]: h_prev as the gates read it
   Values h_last, c_last;  // [B, P], [B, H]: the state after each row's last step
 };
 
@@ -114,6 +116,19 @@ std::vector<int64_t> row_offsets(const Problem& p) {
   return offsets;
 }
 
+// What the gates multiply h by: [D, B, P].
+Values read_factors(const Problem& p) {
+  if (p.h_factors == nullptr) return Values(static_cast<size_t>(p.D * p.B * p.P), 1.0);
+  return read_all(p.dtype, p.h_factors, p.D * p.B * p.P);
+}
+
+// The share that unit j of row n keeps of h (kKeepH) or c (kKeepC).
+double share_kept(const Problem& p, uint8_t which, int32_t d, int64_t n, int64_t j) {
+  const fused_lstm::Zoneout& zoneout = p.zoneout;
+  if (zoneout.keep == nullptr) return which == fused_lstm::kKeepH ? zoneout.h : zoneout.c;
+  return (zoneout.keep[(n * p.D + d) * p.H + j] & which) != 0 ? 1.0 : 0.0;
+}
+
 Trace trace_direction(const Problem& p, const Direction& w, const Values& x, int32_t d) {
   const int64_t rows = row_count(p), H = p.H, P = p.P, I = p.I;
   const Values h0 = read_all(p.dtype, p.h0, p.D * p.B * P);
@@ -123,8 +138,11 @@ Trace trace_direction(const Problem& p, const Direction& w, const Values& x, int
   trace.gates.resize(rows * 4 * H);
   trace.c.resize(rows * H);
   trace.c_prev.resize(rows * H);
+  trace.c_cell.resize(rows * H);
   trace.h.resize(rows * P);
   trace.h_prev.resize(rows * P);
+  trace.h_read.resize(rows * P);
+  const Values factors = read_factors(p);
   trace.h_last.assign(h0.begin() + d * p.B * P, h0.begin() + (d + 1) * p.B * P);
   trace.c_last.assign(c0.begin() + d * p.B * H, c0.begin() + (d + 1) * p.B * H);
   for (int64_t step = 0; step < p.T; ++step) {
@@ -139,24 +157,30 @@ Trace trace_direction(const Problem& p, const Direction& w, const Values& x, int
       double* gates = &trace.gates[n * 4 * H];
       for (int64_t q = 0; q < P; ++q) {
         trace.h_prev[n * P + q] = rounded(p.dtype, trace.h_last[b * P + q]);
+        trace.h_read[n * P + q] = trace.h_prev[n * P + q] * factors[(d * p.B + b) * P + q];
       }
       for (int64_t j = 0; j < H; ++j) trace.c_prev[n * H + j] = trace.c_last[b * H + j];
       for (int64_t r = 0; r < 4 * H; ++r) {
         double sum = w.bias[r];
         for (int64_t k = 0; k < I; ++k) sum += w.w_ih[r * I + k] * x[n * I + k];
-        for (int64_t q = 0; q < P; ++q) sum += w.w_hh[r * P + q] * trace.h_prev[n * P + q];
+        for (int64_t q = 0; q < P; ++q) sum += w.w_hh[r * P + q] * trace.h_read[n * P + q];
         gates[r] = r / H == 2 ? std::tanh(sum) : sigmoid(sum);
       }
       Values m(static_cast<size_t>(H));  // h before the projection
       for (int64_t j = 0; j < H; ++j) {
         const double c = gates[H + j] * trace.c_prev[n * H + j] + gates[j] * gates[2 * H + j];
-        trace.c[n * H + j] = trace.c_last[b * H + j] = c;
+        const double kept = share_kept(p, fused_lstm::kKeepC, d, n, j);
+        trace.c_cell[n * H + j] = c;
+        trace.c[n * H + j] = trace.c_last[b * H + j] =
+            kept * trace.c_prev[n * H + j] + (1.0 - kept) * c;
         m[j] = gates[3 * H + j] * std::tanh(c);
       }
       for (int64_t q = 0; q < P; ++q) {
         double h = w.w_hr.empty() ? m[q] : 0.0;
         for (int64_t j = 0; j < H && !w.w_hr.empty(); ++j) h += w.w_hr[q * H + j] * m[j];
-        trace.h[n * P + q] = trace.h_last[b * P + q] = h;
+        const double kept = share_kept(p, fused_lstm::kKeepH, d, n, q);
+        trace.h[n * P + q] = trace.h_last[b * P + q] =
+            kept == 0.0 ? h : kept * trace.h_prev[n * P + q] + (1.0 - kept) * h;
       }
     }
   }
@@ -303,6 +327,7 @@ Backward backward(const Problem& p, const Gradients& incoming) {
   const Values dh_n = read_all(p.dtype, incoming.dh_n, D * B * P);
   const Values dc_n = read_all(p.dtype, incoming.dc_n, D * B * H);
   const std::vector<int64_t> offsets = row_offsets(p);
+  const Values factors = read_factors(p);
   Backward result;
   result.dx.reset(rows * I);
   // dh0 and dc0 hold the running gradients of each row's h and c, step by step back to the first.
@@ -325,15 +350,18 @@ Backward backward(const Problem& p, const Gradients& incoming) {
         const int64_t n = offsets[t] + b;
         const double* gates = &trace.gates[n * 4 * H];
         const int64_t hb = (d * B + b) * P, cb = (d * B + b) * H;  // where row b's h and c begin
-        Values dh(static_cast<size_t>(P));
+        Values dh(static_cast<size_t>(P)), dh_kept(static_cast<size_t>(P));
         for (int64_t q = 0; q < P; ++q) {
           dh[q] = result.dh0.sum[hb + q] + dy[(n * D + d) * P + q];
+          dh_kept[q] = share_kept(p, fused_lstm::kKeepH, d, n, q) * dh[q];
+          dh[q] -= dh_kept[q];
           result.dh0.sum[hb + q] = result.dh0.squares[hb + q] = 0.0;
         }
         Values dz(static_cast<size_t>(4 * H));  // gradient of the gates before activation
         for (int64_t j = 0; j < H; ++j) {
           const double i = gates[j], f = gates[H + j], g = gates[2 * H + j], o = gates[3 * H + j];
-          const double tanh_c = std::tanh(trace.c[n * H + j]);
+          const double tanh_c = std::tanh(trace.c_cell[n * H + j]);
+          const double kept = share_kept(p, fused_lstm::kKeepC, d, n, j);
           double dm = w.w_hr.empty() ? dh[j] : 0.0;
           for (int64_t q = 0; q < P && !w.w_hr.empty(); ++q) {
             dm += w.w_hr[q * H + j] * dh[q];
@@ -341,14 +369,16 @@ Backward backward(const Problem& p, const Gradients& incoming) {
           }
           const double from_cells = dcells[(n * D + d) * H + j];
           const double from_h = dm * o * (1.0 - tanh_c * tanh_c);
-          const double dcj = result.dc0.sum[cb + j] + from_cells + from_h;
+          const double dc_state = result.dc0.sum[cb + j] + from_cells;
+          const double dcj = (1.0 - kept) * dc_state + from_h;
           dz[j] = dcj * g * i * (1.0 - i);
           dz[H + j] = dcj * trace.c_prev[n * H + j] * f * (1.0 - f);
           dz[2 * H + j] = dcj * i * (1.0 - g * g);
           dz[3 * H + j] = dm * tanh_c * o * (1.0 - o);
-          result.dc0.sum[cb + j] = dcj * f;
+          result.dc0.sum[cb + j] = dcj * f + kept * dc_state;
+          const double passed = (1.0 - kept) * f + kept;  // the share of dc_state that goes on
           double& squares = result.dc0.squares[cb + j];
-          squares = (squares + from_cells * from_cells + from_h * from_h) * f * f;
+          squares = (squares + from_cells * from_cells) * passed * passed + from_h * from_h * f * f;
         }
         for (int64_t r = 0; r < 4 * H; ++r) {
           dw.db.add(r, dz[r]);
@@ -357,10 +387,12 @@ Backward backward(const Problem& p, const Gradients& incoming) {
             dw.dw_ih.add(r * I + k, dz[r] * x[n * I + k]);
           }
           for (int64_t q = 0; q < P; ++q) {
-            result.dh0.add(hb + q, dz[r] * w.w_hh[r * P + q]);
-            dw.dw_hh.add(r * P + q, dz[r] * trace.h_prev[n * P + q]);
+            const double factor = factors[(d * B + b) * P + q];
+            result.dh0.add(hb + q, dz[r] * w.w_hh[r * P + q] * factor);
+            dw.dw_hh.add(r * P + q, dz[r] * trace.h_read[n * P + q]);
           }
         }
+        for (int64_t q = 0; q < P; ++q) result.dh0.add(hb + q, dh_kept[q]);
         if (!resets(p, t, b)) continue;  // what was before the step had no part in it
         std::fill_n(&result.dh0.sum[hb], P, 0.0);
         std::fill_n(&result.dh0.squares[hb], P, 0.0);

@@ -1,6 +1,7 @@
-// Resets, rows that end, and cell states of every step: forward and backward against the reference
-// over the shapes of the other tests, against the plain kernel where nothing is marked, and for
-// marks that no caller should pass but that must not leave memory.
+// What nn.LSTM lacks (resets, rows that end, cell states of every step, zoneout, factors of h,
+// gates computed again): forward and backward against the reference over the shapes of the other
+// tests, against the plain kernel where an option changes nothing, and for marks that no caller
+// should pass but that must not leave memory.
 #include "run.h"
 #include "suite.h"
 
@@ -65,9 +66,12 @@ void check(Suite& suite, const Case& c) {
         reference::backward(data.problem, data.incoming));
 }
 
-// Marks that are all 0 change no bit of any result.
+void make_plain(Case& c) { c.marks = c.cells = c.zoneout = c.h_factors = c.recompute = 0; }
+
+// Marks that are all 0 change no bit of any result; nor do units none of which keeps anything,
+// unless what zoneout finds of the cell again comes from gates that were rounded.
 void check_unmarked(Suite& suite, Case c) {
-  c.marks = c.cells = 0;
+  make_plain(c);
   c.needs = 2047;
   suite.begin(c);
   Data data(c);
@@ -76,6 +80,8 @@ void check_unmarked(Suite& suite, Case c) {
   const BackwardRun plain_back = run_backward(c, data, plain, 0xff);
   const std::vector<uint8_t> none(static_cast<size_t>(c.T * c.B), 0);
   data.problem.marks = none.data();
+  const std::vector<uint8_t> no_unit(static_cast<size_t>(c.T * c.B * c.D * c.H), 0);
+  if (c.dtype < 2) data.problem.zoneout.keep = no_unit.data();
   const ForwardRun marked = run_forward(c, data, true, 0xff);
   const BackwardRun marked_back = run_backward(c, data, marked, 0xff);
   suite.expect(same_bytes(plain.y, marked.y) && same_bytes(plain.h_n, marked.h_n) &&
@@ -105,20 +111,22 @@ void check_random_marks(Suite& suite, Case c) {
 
 void check_refusals(Suite& suite) {
   Case c;
-  c.T = 3, c.B = 2, c.I = 2, c.H = 4, c.marks = c.cells = 3;
+  c.T = 3, c.B = 2, c.I = 2, c.H = 4;
   for (int packed = 0; packed < 2; ++packed) {
-    for (int only = 1; only < 4; ++only) {
+    for (int only = 0; only < 5; ++only) {
       Case refused = c;
       refused.packed = packed;
       refused.P = packed == 0 ? 2 : 0;
-      refused.marks = (only & 1) != 0 ? 3 : 0;
-      refused.cells = (only & 2) != 0;
+      refused.marks = only == 0 ? 3 : 0;
+      refused.cells = only == 1;
+      refused.zoneout = only == 2 ? 1 : only == 3 ? 2 : 0;
+      refused.h_factors = only == 4;
       suite.begin(refused);
       const Status want = packed != 0 ? Status::kBadArgument : Status::kUnsupported;
       const Data data(refused);
       suite.expect(run_forward(refused, data, true, 0xff).status == want, "forward's status");
       Case plain = refused;
-      plain.marks = plain.cells = 0;
+      make_plain(plain);
       const Data allowed(plain);
       const ForwardRun forward = run_forward(plain, allowed, true, 0xff);
       suite.expect(run_backward(refused, data, forward, 0xff).status == want, "backward's status");
@@ -145,10 +153,17 @@ int main(int argc, char** argv) {
     for (size_t k = 0; k < cases.size(); ++k) {
       Case c = cases[k];
       if ((static_cast<int64_t>(k) + dtype) % 2 == 0) continue;  // each shape with two dtypes
-      c.packed = c.P = 0;
+      c.recompute = random.below(3) == 0;
+      const bool others = c.recompute == 0 || random.below(2) == 0;
+      if (others) {  // recompute alone goes with packed input and projections
+        c.packed = c.P = 0;
+        c.marks = random.below(4);
+        c.zoneout = random.below(6) < 3 ? 0 : 1 + random.below(2);
+        c.h_factors = random.below(4) == 0;
+        c.cells = random.below(2) == 0;
+        if (c.marks + c.zoneout + c.h_factors + c.recompute == 0) c.cells = 1;
+      }
       if (dtype > 1 && c.H == 1) c.H = 3;  // one saved gate, rounded, is all of a gradient's size
-      c.marks = random.below(4);
-      c.cells = c.marks == 0 || random.below(2) == 0;
       const Data data(c);
       const reference::Forward want = reference::forward(data.problem);
       const reference::Backward back = reference::backward(data.problem, data.incoming);
@@ -159,6 +174,7 @@ int main(int argc, char** argv) {
         check(suite, c, data, want, back);
       }
       c.isa = random.pick(suite.isas());
+      if (!others) continue;
       k % 4 < 2 ? check_unmarked(suite, c) : check_random_marks(suite, c);
     }
   }
