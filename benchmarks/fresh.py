@@ -12,6 +12,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +22,23 @@ if not __package__:  # run as a script: our own `benchmarks` first, an installed
 
     sys.path.append(sys.path.pop(0))
 
-__all__ = ["import_times", "training_memory"]
+__all__ = ["import_times", "peak_of", "run_child", "training_memory"]
 
 _STEPS = 3  # training steps whose peak is taken
 
 
 def _child(*arguments: str) -> Any:
-    """Runs this file with the arguments and returns the JSON it prints.
+    """Runs this file with the arguments and returns the JSON it prints."""
+    return run_child(__file__, *arguments)
+
+
+def run_child(script: str, *arguments: str) -> Any:
+    """Runs a script in a fresh process and returns the JSON of its last line.
 
     Raises RuntimeError with the child's last line where it fails.
     """
     done = subprocess.run(
-        [sys.executable, __file__, *arguments], capture_output=True, text=True, check=False
+        [sys.executable, script, *arguments], capture_output=True, text=True, check=False
     )
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
@@ -87,12 +93,28 @@ def _measure_memory(name: str, shape: str, dtype: str, threads: str) -> dict[str
     prepare(name, workload(Case(2, 2, 2, 2), "training", kind, int(threads))).call()
     case = parse_shapes(shape)[0][1]
     call = prepare(name, workload(case, "training", kind, int(threads))).call
+
+    def steps() -> None:
+        for _ in range(_STEPS):
+            call()
+
+    found = peak_of(steps)
+    return {key: found[key] for key in ("step_mib", "peak_mib")}
+
+
+def peak_of(call: Callable[[], object]) -> dict[str, float]:
+    """By how much this process grows at most while it calls, its whole peak, and the seconds."""
     before = _status_mib("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from here
-    for _ in range(_STEPS):
-        call()
+    begin = time.perf_counter()
+    call()
+    seconds = time.perf_counter() - begin
     peak = _status_mib("VmHWM")
-    return {"step_mib": round(peak - before, 2), "peak_mib": round(peak, 1)}
+    return {
+        "step_mib": round(peak - before, 2),
+        "peak_mib": round(peak, 1),
+        "seconds": round(seconds, 2),
+    }
 
 
 def _measure_import() -> dict[str, float]:

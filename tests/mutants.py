@@ -28,6 +28,7 @@ class Mutant(NamedTuple):
 
 COMPILE, EXPORT, ONNX = "tests/test_compile.py", "tests/test_export.py", "tests/test_onnx.py"
 RECIPES, CUDA = "tests/test_recipes.py", "tests/test_cuda.py"
+EXTRAS = "tests/test_extras.py"
 DISTRIBUTED = "tests/test_distributed.py"
 ONE_GRAPH, TRAINS = f"{COMPILE} -k one_graph_for_every", f"{COMPILE} -k inductor_trains"
 PACKED = f"{COMPILE} -k packed_input_is"
@@ -139,6 +140,31 @@ MUTANTS = [
            f"{DISTRIBUTED} -k checkpoint"),
     Mutant("checkpoint: no second derivative", "function",
            "whole = torch.is_grad_enabled() or", "whole = False and", f"{DISTRIBUTED} -k double"),
+    Mutant("zoneout: the two probabilities swapped", "masks", "(T, B, units), h, c), h, c",
+           "(T, B, units), c, h), h, c", f"{EXTRAS} -k as_often"),
+    Mutant("masks: one for both layers", "masks", "layer * _KINDS + kind", "kind",
+           f"{EXTRAS} -k as_often"),
+    Mutant("masks: not scaled", "masks", "1.0 / (1.0 - p) if p < 1 else 0.0", "1.0",
+           f"{EXTRAS} -k loop_with_the_same"),
+    Mutant("masks: drawn in evaluation", "masks", "training and extras.draws", "extras.draws",
+           f"{EXTRAS} -k loop_with_the_same"),
+    Mutant("masks: always one seed", "masks", "torch.randint(least, 2**63 - 1, (),",
+           "torch.full((), least,", f"{EXTRAS} -k seed"),
+    Mutant("pieces: the reverse direction from the front", "checkpointing",
+           "for begin in reversed(begins) if reverse else begins:", "for begin in begins:",
+           f"{EXTRAS} -k memory_modes"),
+    Mutant("pieces: the state lost between two", "checkpointing", "piece, *own, h, c, h_factors,",
+           "piece, *own, None, c, h_factors,", f"{EXTRAS} -k memory_modes"),
+    Mutant("pieces: all kept", "options", "if extras.checkpoint_steps and torch.is_grad_enabled():",
+           "if False:", f"{EXTRAS} -k no_reserve"),
+    Mutant("recompute: passed over", "options", "            extras.recompute,\n",
+           "            False,\n", f"{EXTRAS} -k a_fifth"),
+    Mutant("zoneout: forgotten in a second derivative", "marked",
+           "return reference_layer(*tensors, *ctx.how)",
+           "return reference_layer(*tensors, 0.0, 0.0, False)", f"{EXTRAS} -k gradgradcheck"),
+    Mutant("extras: lost on the way to torch", "convert",
+           'if getattr(module, "extras", None) is not None:', "if False:",
+           f"{EXTRAS} -k goes_lost"),
     Mutant("convert: silent about what stays", "convert", "elif kept_lines:", "elif False:", STAYS),
     Mutant("convert: a half converted model after an error", "convert",
            'object.__setattr__(module, "__class__", before)', "pass", f"{CONVERT} -k midway"),

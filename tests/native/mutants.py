@@ -327,6 +327,76 @@ MUTANTS += [
         "emulated512",
     ),
     Mutant(
+        "zoneout: h of two steps before",
+        "cpu/forward.h",
+        "const S* before = s > 0 ? y.step(steps_, time_of(d, s - 1)) : nullptr;",
+        "const S* before = s > 1 ? y.step(steps_, time_of(d, s - 2)) : nullptr;",
+        "test_marks",
+    ),
+    Mutant(
+        "zoneout: bits of h for c",
+        "cpu/marks.h",
+        "keep[j] & kKeepC ? 1 : 0",
+        "keep[j] & kKeepH ? 1 : 0",
+        "test_marks",
+    ),
+    Mutant(
+        "zoneout: the kept gradient of h goes through the cell too",
+        "cpu/backward.h",
+        "dh = dh - dh_kept;",
+        "",
+        "test_marks",
+    ),
+    Mutant(
+        "zoneout: the state taken for the cell's c",
+        "cpu/backward.h",
+        "c_now = cell_state(gate, c_prev);",
+        "",
+        "test_marks",
+    ),
+    Mutant(
+        "zoneout: kept gradient of h lost between steps",
+        "cpu/marks.h",
+        "if (q_.zoneout.on()) dh = dh + Vec<E>::load(dh_kept(d, v, b));",
+        "",
+        "test_marks",
+    ),
+    Mutant(
+        "factors: not on the gradient of h",
+        "cpu/marks.h",
+        "dh = dh * load_as(Tag<E>{}, factors, static_cast<int>(min64(W, q_.P - v * W)));",
+        "(void)factors;",
+        "test_marks",
+    ),
+    Mutant(
+        "factors: dW_hh from h as it is",
+        "cpu/backward.h",
+        "if (part == 1 && factors) dst[lane] *= static_cast<E>(to_float(factors[k]));",
+        "",
+        "test_marks",
+    ),
+    Mutant(
+        "recompute: gates of the chunk before",
+        "cpu/recompute.h",
+        "return sides_[d].gates + (p * chunk_rows_ + first) * G;",
+        "return sides_[d].gates + p * chunk_rows_ * G;",
+        "test_marks",
+    ),
+    Mutant(
+        "recompute: no bias",
+        "cpu/recompute.h",
+        " + Vec<E>::load(bias + gate * W);",
+        ";",
+        "test_marks",
+    ),
+    Mutant(
+        "random: rows of one step alike",
+        "random.h",
+        "philox({{quad, b, t, bits.stream}}",
+        "philox({{quad, 0 * b, t, bits.stream}}",
+        "test_random",
+    ),
+    Mutant(
         "tiles: beyond the last feature lies what was there before",
         "cpu/matrix.h",
         "  std::memset(dst, 0, 64);\n",
@@ -395,7 +465,8 @@ def try_mutant(mutant: Mutant, kernels: Path, build: Path, isa: str) -> str | No
         problem = plant(mutant, kernels, copy)
         if problem:
             return problem
-        changed = [copy / "cpu" / f"{name}.cpp" for name in ("dispatch", "plan", f"isa_{isa}")]
+        sources = ("dispatch", "keep_bits", "plan", f"isa_{isa}")
+        changed = [copy / "cpu" / f"{name}.cpp" for name in sources]
         kept = [
             path
             for path in sorted((build / "kernel").rglob("*.o"))

@@ -726,6 +726,15 @@ def sources_of(objects: list[Path], kernels: Path, here: Path) -> list[str]:
     return found
 
 
+def applies(mutant: Mutant, kernels: Path) -> bool:
+    """Whether it can be planted, and says so where it cannot."""
+    with tempfile.TemporaryDirectory() as folder:
+        problem = plant(mutant, kernels, Path(folder) / "kernels")
+    if problem:
+        print(f"FAIL {mutant.name}: {problem}", flush=True)
+    return problem is None
+
+
 def try_mutant(mutant: Mutant, kernels: Path, build: Path) -> str | None:
     """None when the test fails on the mutant (passes on a control); otherwise what is wrong."""
     here = Path(__file__).resolve().parent
@@ -761,10 +770,19 @@ def main() -> int:
     parser.add_argument("--only", default="", help="mutants whose name contains this")
     parser.add_argument("--quick", action="store_true", help="a few, where the tests just passed")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="mutants at a time")
+    parser.add_argument(
+        "--share",
+        default="0/1",
+        help="K/N: every N-th from the K-th on; the others need only apply",
+    )
     arguments = parser.parse_args()
-    chosen = [m for m in MUTANTS if m.quick] if arguments.quick else CONTROLS + MUTANTS
+    chosen = [m for m in MUTANTS if m.quick] if arguments.quick else MUTANTS
     chosen = [mutant for mutant in chosen if arguments.only in mutant.name]
-    survivors = 0
+    first, step = (int(part) for part in arguments.share.split("/"))
+    survivors = sum(not applies(m, arguments.kernels) for m in chosen)
+    chosen = chosen[first % step :: step]
+    if not arguments.quick:
+        chosen = [c for c in CONTROLS if c.test in {m.test for m in chosen}] + chosen
     with ThreadPoolExecutor(arguments.jobs) as pool:
         jobs = [
             (mutant, pool.submit(try_mutant, mutant, arguments.kernels, arguments.build))
