@@ -235,8 +235,8 @@ MUTANTS = [
     Mutant(
         "i and f change places in c",
         "gate_math.h",
-        "c = fma(z.f, c_prev, z.i * z.g);",
-        "c = fma(z.i, c_prev, z.f * z.g);",
+        "return fma(gate.f, c_prev, gate.i * gate.g);",
+        "return fma(gate.i, c_prev, gate.f * gate.g);",
         "test_forward",
     ),
     Mutant(
