@@ -530,3 +530,29 @@ def test_the_operator_refuses_what_could_leave_memory() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             ops.marked_forward(x, None, None, None, *ten, *options, False, False, False)
+
+
+@pytest.mark.parametrize(
+    "extras",
+    [
+        {"zoneout": 0.3, "recompute": True},
+        {"input_dropout": 0.3, "recurrent_dropout": 0.2, "output_dropout": 0.1},
+        {"weight_dropout": 0.4},
+    ],
+    ids=str,
+)
+def test_compiles_to_one_graph_for_every_length(extras: dict[str, Any]) -> None:
+    torch._dynamo.reset()
+    lstm = fused_lstm.LSTM(4, 9, 2, **extras)
+    compiled = torch.compile(lstm, backend="aot_eager", fullgraph=True, dynamic=True)
+    for T, B in ((5, 6), (8, 10)):
+        x = torch.randn(T, B, 4, requires_grad=True)
+        results = []
+        with torch._dynamo.config.patch(error_on_recompile=T > 5):
+            for module in (lstm, compiled):
+                torch.manual_seed(1)
+                y, _ = module(x)
+                grads = torch.autograd.grad(y.square().sum(), [x, *lstm.parameters()])
+                results.append([y, *grads])
+        for a, b in zip(*results, strict=True):
+            torch.testing.assert_close(a, b)

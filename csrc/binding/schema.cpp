@@ -78,7 +78,7 @@ constexpr const char* kKeepBits =
     "Tensor like, "  // says on which device
     "Tensor seed, "  // [] int64 on the CPU
     "int stream, "   // draws that must differ under one seed: layers, kinds of mask
-    "int T, int B, int U, "
+    "SymInt T, SymInt B, SymInt U, "
     "float h, float c) -> "  // the probability of either bit
     "Tensor keep";           // [T, B, U] uint8
 
