@@ -1,6 +1,7 @@
 // Zoneout's random bits: Philox against its authors' known answers, and what lstm.h promises of the
 // bits (they follow from key, stream and place alone, and come as often as was asked).
 #include <cmath>
+#include <set>
 #include <vector>
 
 #include "parallel.h"
@@ -75,6 +76,13 @@ void check_bits(Suite& suite, int64_t T, int64_t B, int64_t U) {
     both += one.keep[k] == (fused_lstm::kKeepH | fused_lstm::kKeepC);
   }
   suite.expect(same, "bits depend on more than their place");
+  if (U > 100) {  // so that two rows are alike by chance in none of many runs
+    std::set<std::vector<uint8_t>> rows;
+    for (int64_t row = 0; row < T * B; ++row) {
+      rows.emplace(one.keep.begin() + row * U, one.keep.begin() + (row + 1) * U);
+    }
+    suite.expect(static_cast<int64_t>(rows.size()) == T * B, "two rows are alike");
+  }
   const double n = static_cast<double>(count);
   const auto near = [&](int64_t found, double p, const char* what) {
     // Five standard deviations.
