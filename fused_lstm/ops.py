@@ -22,6 +22,7 @@ __all__ = [
     "MARK_RESET",
     "WEIGHT_SLOTS",
     "backward",
+    "computes_now",
     "forward",
     "marked_backward",
     "marked_forward",
@@ -101,6 +102,17 @@ def marked_backward(
 ) -> tuple[Tensor, ...]:
     """As `backward`."""
     return _marked_backward(dy, dh_n, dc_n, dcells, x, marks, h0, c0, *weights_y_reserve_needs_tf32)
+
+
+def computes_now(x: Tensor) -> bool:
+    """Whether an operator that is called with x computes at once, and once: nothing traces the
+    call, fakes it or puts it into a CUDA graph.
+    """
+    if torch.compiler.is_compiling() or torch._C._is_tracing():
+        return False
+    if torch._C._len_torch_dispatch_stack() or type(x) not in (Tensor, torch.nn.Parameter):
+        return False
+    return not (x.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def _as_torch_has_it(error: RuntimeError) -> RuntimeError:
