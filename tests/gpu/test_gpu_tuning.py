@@ -8,7 +8,7 @@ import torch
 from families import cuda_kernels, forced
 
 import fused_lstm
-from fused_lstm import tuning
+from fused_lstm import function, tuning
 
 pytestmark = pytest.mark.cuda_only("events")
 
@@ -30,18 +30,8 @@ def test_results_are_those_of_the_winner(device: torch.device) -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     plan = fused_lstm.explain_plan(module, 30, 8, training=True)
     assert "chosen because it was measured to be the quickest here" in plan
-    call = (
-        30,
-        8,
-        20,
-        48,
-        48,
-        1,
-        "float32",
-        True,
-        torch.backends.cudnn.rnn.fp32_precision == "tf32",
-    )
-    winner = cuda_kernels().choice(0, *call, False)
+    call = (30, 8, 20, 48, 48, 1, "float32", True, function.tf32_allowed())
+    winner = cuda_kernels().choice(torch.cuda.current_device(), *call, False)
     gradients = [p.grad for p in module.parameters()]
     with forced(winner):
         again, _ = module(x)

@@ -22,11 +22,8 @@ def make(device: torch.device) -> tuple[Tensor, list[Tensor], list[Tensor]]:
 
 
 def side_by_side(x: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor]) -> list[Tensor]:
-    tens = [
-        t
-        for k in range(L)
-        for t in dispatch.ten_weights(weights[4 * k : 4 * k + 4], True, False, 0)
-    ]
+    groups = [weights[4 * k : 4 * k + 4] for k in range(L)]
+    tens = [t for own in groups for t in dispatch.ten_weights(own, True, False, 0)]
     results = wavefront.stack(x, *state, tens, wavefront.Plan(steps=8, lanes=2))
     loss = sum(t.pow(2).sum() for t in results)
     return [*results, *torch.autograd.grad(loss, [x, *state, *weights])]  # type: ignore[arg-type]
