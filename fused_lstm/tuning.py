@@ -97,11 +97,9 @@ def prepare(
             return  # another thread was here
         fit = [one["family"] for one in module.families(*call, module.device_facts(index))]
         if len(fit) > 1:
-            times = _times.get((index, name), {})
             kept = {} if file is None else _find(file, index, name, module)
-            if set(kept) == set(fit):  # otherwise it was measured under other switches
-                times = kept
-            if set(times) != set(fit):
+            times = kept or _times.get((index, name), {})
+            if set(times) != set(fit):  # nothing is known, or what was found under other switches
                 times = measure(fit, choose, run, lambda call: microseconds(call, index))
             if file is not None and times and times != kept:
                 _keep(file, index, name, times, module)
