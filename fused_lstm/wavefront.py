@@ -430,7 +430,8 @@ def plan(
 
     Only where the families that compute them stay on the GPU from step to step and there is room
     for two layers at least, and no family is forced. Only in float32: c and its gradient would be
-    rounded to 16 bits at the end of every chunk, and within a kernel they never are.
+    rounded to 16 bits at the end of every chunk, and within a kernel they never are. Goes by the
+    cost table: what tuning.py has measured is about layers by themselves.
     """
     if not _extension.across_blocks or L < 2 or dtype is not torch.float32:
         return None

@@ -197,6 +197,11 @@ void check_footprint(Suite& suite) {
                    2 * cuda::footprint(Family::kSingleBlock, one, false, launch).blocks,
                "not twice the blocks of one direction");
   suite.end();
+  suite.begin("the larger pass");
+  suite.expect(cuda::footprint(Family::kGrid, one, true, launch).blocks >
+                   cuda::footprint(Family::kGrid, one, false, launch).blocks,
+               "backward of this shape is cut into more blocks than forward");
+  suite.end();
 }
 
 }  // namespace
