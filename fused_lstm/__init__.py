@@ -15,6 +15,7 @@ from .modules import LSTM, LSTMCell
 if TYPE_CHECKING:
     from . import init, weights
     from .streaming import Streaming
+    from .tuning import autotune
 
 __all__ = [
     "LSTM",
@@ -22,6 +23,7 @@ __all__ = [
     "LSTMCell",
     "Streaming",
     "__version__",
+    "autotune",
     "convert",
     "empty_cache",
     "explain_plan",
@@ -42,6 +44,8 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(f".{name}", __name__)
     if name == "Streaming":
         return importlib.import_module(".streaming", __name__).Streaming
+    if name == "autotune":
+        return importlib.import_module(".tuning", __name__).autotune
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -17,6 +17,9 @@ from typing import ParamSpec, TypeVar
 import torch
 
 __all__ = [
+    "across_blocks",
+    "autotune_file",
+    "autotunes",
     "available",
     "constant_in_graphs",
     "cuda_obstacle",
@@ -33,10 +36,14 @@ R = TypeVar("R")
 OLDEST_TORCH = (2, 11)
 CACHE_VARIABLE = "FUSED_LSTM_CACHE_MB"
 KERNELS_VARIABLE = "FUSED_LSTM_CUDA_KERNELS"
+AUTOTUNE_VARIABLE = "FUSED_LSTM_AUTOTUNE"
 
 available: bool = False
 why_missing: str = "fused_lstm: the extension has not been loaded yet"
 why_no_cuda: str = why_missing  # "" once `_C_cuda` is loaded
+across_blocks: bool = False  # what FUSED_LSTM_CUDA_KERNELS=all adds may be chosen
+autotunes: bool = False  # calls on a GPU are measured, see tuning.py, which also changes these two
+autotune_file: str | None = None
 _module: ModuleType | None = None
 _cuda_module: ModuleType | None = None
 _cuda_switched_on: bool = False
@@ -48,14 +55,17 @@ def load() -> bool:
 
     Raises:
         ValueError: FUSED_LSTM_CACHE_MB is set to something else than a whole number of megabytes,
-            or FUSED_LSTM_CUDA_KERNELS to something else than 0, 1 or all.
+            FUSED_LSTM_CUDA_KERNELS to something else than 0, 1 or all, or FUSED_LSTM_AUTOTUNE to
+            something else than 0, 1 or the name of a .json file.
     """
     global available, why_missing, why_no_cuda, _module, _cuda_module, _cuda_switched_on
+    global across_blocks, autotunes, autotune_file
     if available:
         return True
     cache_limit = _cache_limit()
     switch = _read_cuda_switch()
     _cuda_switched_on = switch != "0"
+    autotunes, autotune_file = _read_autotune()
     try:
         module = import_module("fused_lstm._C")
     except ImportError as error:
@@ -69,6 +79,7 @@ def load() -> bool:
     _cuda_module, why_no_cuda = _load_cuda()
     if _cuda_module is not None and switch == "all":
         _cuda_module.set_across_blocks(True)
+        across_blocks = True
     return True
 
 
@@ -165,6 +176,22 @@ def _read_cuda_switch() -> str:
     if text not in ("0", "1", "all"):
         raise ValueError(f"{KERNELS_VARIABLE}: expected 0, 1 or all, got {text!r}")
     return text
+
+
+def _read_autotune() -> tuple[bool, str | None]:
+    """FUSED_LSTM_AUTOTUNE: whether calls on a GPU are measured, and the file for what is found.
+
+    "0", also where it is unset: they are not. "1": found anew by every process. A name that ends
+    in .json: kept in that file.
+    """
+    text = os.environ.get(AUTOTUNE_VARIABLE, "").strip() or "0"
+    if text.endswith(".json"):
+        return True, text
+    if text not in ("0", "1"):
+        raise ValueError(
+            f"{AUTOTUNE_VARIABLE}: expected 0, 1 or the name of a .json file, got {text!r}"
+        )
+    return text == "1", None
 
 
 def _rebuild(module: str) -> str:

@@ -15,7 +15,7 @@ import torch
 from torch import _VF, Tensor, nn
 from torch.autograd import forward_ad
 
-from . import _extension, export, function
+from . import _extension, export, function, ops
 
 __all__ = [
     "Options",
@@ -133,6 +133,10 @@ def _layers(
         return layer_of(
             x, batch_sizes, h0, c0, *ten_weights(weights, bias, bidirectional, proj_size)
         )
+    if _extension.across_blocks and not x.is_cpu and layer_of is function.lstm_layer:
+        results = _side_by_side(x, batch_sizes, hx, weights, options)
+        if results is not None:
+            return results
     directions, each = (2 if bidirectional else 1), len(weights) // num_layers
     y, h_n, c_n = x, [], []
     for layer in range(num_layers):
@@ -147,6 +151,39 @@ def _layers(
         h_n.append(h)
         c_n.append(c)
     return y, torch.cat(h_n), torch.cat(c_n)
+
+
+def _side_by_side(
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    hx: Sequence[Tensor] | None,
+    weights: Sequence[Tensor],
+    options: Options,
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Layers on a GPU that compute at the same time; None where one comes after the other."""
+    if batch_sizes is not None or not _may_overlap(options) or not ops.computes_now(x):
+        return None
+    from . import wavefront  # which most programs never need
+
+    h0, c0 = (None, None) if hx is None else hx
+    (T, B, features), H, L = x.shape, weights[1].shape[1], options.num_layers
+    if x.numel() == 0:
+        return None
+    training = wavefront.wants_gradient((x, h0, c0, *weights))
+    tf32 = function.tf32_allowed()
+    chosen = wavefront.plan(T, B, features, H, L, x.dtype, training, tf32, _index(x.device))
+    if chosen is None:
+        return None
+    each = len(weights) // L
+    by_layer = [weights[k : k + each] for k in range(0, len(weights), each)]
+    tens = [t for own in by_layer for t in ten_weights(own, options.bias, False, 0)]
+    return wavefront.stack(x, h0, c0, tens, chosen)
+
+
+def _may_overlap(options: Options) -> bool:
+    """Whether a chunk of steps is all that a layer needs of the one below."""
+    drops = options.training and options.dropout > 0
+    return not (options.bidirectional or options.proj_size or drops)
 
 
 def ten_weights(
@@ -390,6 +427,10 @@ def explain_plan(
             line = f"{instead} ({obstacle})"
         line = f"{line}; {extras}" if extras is not None else line
         lines.append(f"layer {layer}: {line}" if layers > 1 else line)
+    if isinstance(target, nn.RNNBase) and device.type == "cuda" and obstacle is None:
+        drops = target.dropout, target.training
+        own = Options(layers, target.bias, *drops, bidirectional, proj_size)
+        lines += _wavefront_plan((T, B, w.shape[1], H), own, dtype, device, bool(training))
     return "\n".join(lines)
 
 
@@ -401,6 +442,24 @@ def _cpu_plan(sizes: tuple[Any, ...], threads: int | None, options: bool) -> str
 
 def _cuda_plan(sizes: tuple[Any, ...], device: torch.device) -> str:
     module = _extension.require_cuda()
-    facts = module.device_facts(_index(device))
-    plan: str = module.explain_plan(*sizes, function.tf32_allowed(), facts)
+    index, tf32 = _index(device), function.tf32_allowed()
+    measured = module.choice(index, *sizes, tf32, False)
+    plan: str = module.explain_plan(*sizes, tf32, module.device_facts(index), measured)
     return f"{plan}; these kernels have run on the CPU stand-in only"
+
+
+def _wavefront_plan(
+    shape: tuple[int, int, int, int],  # T, B, I, H
+    options: Options,
+    dtype: torch.dtype,
+    device: torch.device,
+    training: bool,
+) -> list[str]:
+    """A line where the layers would compute at the same time."""
+    if not _extension.across_blocks or not _may_overlap(options):
+        return []
+    from . import wavefront
+
+    L, tf32 = options.num_layers, function.tf32_allowed()
+    chosen = wavefront.plan(*shape, L, dtype, training, tf32, _index(device))
+    return [] if chosen is None else [wavefront.explain(chosen, shape[0], L)]

@@ -23,6 +23,7 @@ from . import _extension, batching, ops, reference
 __all__ = [
     "LstmLayer",
     "LstmLayerBackward",
+    "gradients",
     "lstm_layer",
     "needs_mask",
     "reference_layer",
@@ -165,18 +166,18 @@ def second_gradients(
             return tuple(o for o, g in zip(results, dys, strict=True) if g is not None)
 
         own = [inputs[k] for k, _ in pairs]
-        return _gradients(layer, own, [g for g in dys if g is not None], True)
+        return gradients(layer, own, [g for g in dys if g is not None], True)
 
     create_graph = torch.is_grad_enabled()
     with without_autocast(tensors[outputs]):
         changing = [tensors[k] for k in wanted]
-        second = _gradients(first, changing, [g for _, g in pairs], create_graph)
+        second = gradients(first, changing, [g for _, g in pairs], create_graph)
     for k, t in zip(wanted, second, strict=True):
         grads[k] = t
     return tuple(grads)
 
 
-def _gradients(
+def gradients(
     f: Callable[..., tuple[Tensor, ...]],
     inputs: Sequence[Tensor],
     cotangents: Sequence[Tensor],
@@ -247,7 +248,11 @@ def lstm_layer(
 
     Returns y [T, B, D*P] (packed: [N, D*P]), h_n [D, B, P] and c_n [D, B, H].
     """
-    tf32 = not x.is_cpu and tf32_allowed()
+    tf32 = False
+    if not x.is_cpu:
+        tf32 = tf32_allowed()
+        if not torch.compiler.is_compiling() and _extension.autotunes:
+            _tune(x, batch_sizes, h0, c0, weights, tf32)
     # An exported graph holds the operator alone, which knows no derivative: it is for inference.
     if torch.is_grad_enabled() and not torch.compiler.is_exporting():
         for t in (x, h0, c0, *weights):
@@ -257,6 +262,22 @@ def lstm_layer(
                 return y, h_n, c_n
     y, h_n, c_n, _ = ops.forward(x, batch_sizes, h0, c0, *weights, False, tf32)
     return y, h_n, c_n
+
+
+def _tune(
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: Sequence[Tensor | None],
+    tf32: bool,
+) -> None:
+    """Has a call of a new class measured, with the gradients that will be wanted of it."""
+    from . import tuning  # which most programs never need
+
+    arguments = (x, batch_sizes, h0, c0, *weights)
+    wanted = [torch.is_grad_enabled() and t is not None and t.requires_grad for t in arguments]
+    tuning.prepare(arguments, needs_mask(wanted), tf32)
 
 
 def transformed_layer(

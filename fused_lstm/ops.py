@@ -24,6 +24,7 @@ __all__ = [
     "MARK_RESET",
     "WEIGHT_SLOTS",
     "backward",
+    "computes_now",
     "forward",
     "keep_bits",
     "marked_backward",
@@ -120,6 +121,17 @@ def keep_bits(
     They follow from seed ([] int64 on the CPU), stream and their place alone.
     """
     return _keep_bits(like, seed, stream, T, B, U, h, c)
+
+
+def computes_now(x: Tensor) -> bool:
+    """Whether an operator that is called with x computes at once, and once: nothing traces the
+    call, fakes it or puts it into a CUDA graph.
+    """
+    if torch.compiler.is_compiling() or torch._C._is_tracing():
+        return False
+    if torch._C._len_torch_dispatch_stack() or type(x) not in (Tensor, torch.nn.Parameter):
+        return False
+    return not (x.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def _as_torch_has_it(error: RuntimeError) -> RuntimeError:

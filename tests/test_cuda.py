@@ -43,9 +43,12 @@ class StandIn:
     def obstacle(self, arch: int) -> str:
         return self.why_not
 
+    def choice(self, index: int, *call: Any) -> str | None:
+        return None
+
     def explain_plan(self, *arguments: Any) -> str:
-        *sizes, training, tf32, facts = arguments
-        assert facts is FACTS
+        *sizes, training, tf32, facts, measured = arguments
+        assert (facts, measured) == (FACTS, None)
         return f"stand-in {sizes} training={training} tf32={tf32}"
 
 

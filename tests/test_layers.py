@@ -1,8 +1,8 @@
 """The layers of csrc/README.md are kept: who may include or import whom, and what the module needs.
 
-csrc/kernels <- csrc/binding <- _extension <- ops <- function <- marked <- dispatch <- options
-<- functional <- modules <- convert, streaming, weights;  reference and init stand alone;  training,
-benchmarks and tests come last.
+csrc/kernels <- csrc/binding <- _extension <- ops <- tuning <- function <- marked, wavefront
+<- dispatch <- options <- functional <- modules <- convert, streaming, weights;  reference and init
+stand alone;  training, benchmarks and tests come last.
 """
 
 import ast
@@ -28,23 +28,25 @@ RANKS = {
     "extras": 0,
     "init": 0,
     "ops": 1,
-    "function": 2,
+    "tuning": 2,
     "checkpointing": 2,
     "export": 2,
     "masks": 2,
-    "marked": 3,
-    "dispatch": 4,
-    "onnx": 4,
-    "options": 5,
-    "functional": 6,
-    "modules": 7,
-    "convert": 8,
-    "streaming": 8,
-    "weights": 8,
-    "info": 9,
-    "__init__": 10,
-    "__main__": 11,
-    "training": 11,
+    "function": 3,
+    "marked": 4,
+    "wavefront": 4,
+    "dispatch": 5,
+    "onnx": 5,
+    "options": 6,
+    "functional": 7,
+    "modules": 8,
+    "convert": 9,
+    "streaming": 9,
+    "weights": 9,
+    "info": 10,
+    "__init__": 11,
+    "__main__": 12,
+    "training": 12,
 }
 
 

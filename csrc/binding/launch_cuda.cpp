@@ -109,6 +109,17 @@ void force_family(std::optional<cuda::Family> family) {
   forced.store(family ? static_cast<int32_t>(*family) : kPlanChooses, std::memory_order_relaxed);
 }
 
+std::optional<cuda::Family> forced_family() {
+  const int32_t family = forced.load(std::memory_order_relaxed);
+  if (family == kPlanChooses) return std::nullopt;
+  return static_cast<cuda::Family>(family);
+}
+
+Choices& choices() {
+  static Choices all;
+  return all;
+}
+
 void set_across_blocks(bool on) { across.store(on, std::memory_order_relaxed); }
 void set_fault(int32_t index) { __atomic_store_n(fault_word(index), 1u, __ATOMIC_RELAXED); }
 bool across_blocks() { return across.load(std::memory_order_relaxed); }
@@ -127,7 +138,8 @@ const char* family_name(cuda::Family family) {
   return "?";
 }
 
-LaunchContext::LaunchContext(int32_t device_index, bool tf32) {
+LaunchContext::LaunchContext(int32_t device_index, const Problem& problem, bool training,
+                             bool tf32) {
   launch_.device = device_facts(device_index);
   const std::string obstacle = device_obstacle(launch_.device.arch);
   if (!obstacle.empty()) throw std::runtime_error("fused_lstm: " + obstacle);
@@ -135,9 +147,11 @@ LaunchContext::LaunchContext(int32_t device_index, bool tf32) {
              "say which stream is the current one");
   launch_.blas = blas_.blas();
   launch_.math = tf32 ? cuda::Math::kTf32 : cuda::Math::kStrict;
-  const int32_t family = forced.load(std::memory_order_relaxed);
-  launch_.forced = family != kPlanChooses;
-  if (launch_.forced) launch_.family = static_cast<cuda::Family>(family);
+  std::optional<cuda::Family> family = forced_family();
+  launch_.forced = family.has_value();
+  if (!family) family = choices().find(device_index, CallClass(problem, training, tf32));
+  launch_.measured = family && !launch_.forced;
+  if (family) launch_.family = *family;
   launch_.across_blocks = across_blocks();
   if (!launch_.across_blocks && !(launch_.forced && waits(launch_.family))) return;
   launch_.fault = fault_word(device_index);

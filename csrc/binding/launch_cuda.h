@@ -8,6 +8,7 @@
 
 #include "../kernels/cuda/cuda.h"
 #include "blas_cuda.h"
+#include "choices.h"
 
 namespace fused_lstm {
 
@@ -21,6 +22,9 @@ std::vector<std::string> compiled_architectures();
 
 // The family that computes every call of the process from now on; nothing: the plan chooses.
 void force_family(std::optional<cuda::Family> family);
+std::optional<cuda::Family> forced_family();
+// What was measured to be the quickest; every call of the process asks it.
+Choices& choices();
 // Whether the plan may choose families whose blocks wait for each other; not unless this was
 // called.
 void set_across_blocks(bool on);
@@ -29,10 +33,11 @@ bool across_blocks();
 void set_fault(int32_t index);
 const char* family_name(cuda::Family family);
 
-// A launch on the current stream of a device; throws where this build has no code for it.
+// The launch of a call on the current stream of a device; throws where this build has no code for
+// it.
 class LaunchContext {
  public:
-  LaunchContext(int32_t device_index, bool tf32);
+  LaunchContext(int32_t device_index, const Problem& problem, bool training, bool tf32);
   LaunchContext(const LaunchContext&) = delete;
   LaunchContext& operator=(const LaunchContext&) = delete;
 

@@ -30,7 +30,7 @@ ForwardResult forward(const Tensor& x, const OptionalTensor& batch_sizes, const 
   if (saves) out.reserve = write_data(reserve);
   ForwardResult results = call.new_outputs(std::move(reserve), &out);
   if (p.B > 0) {
-    const LaunchContext context(place.device().index, tf32);
+    const LaunchContext context(place.device().index, p, saves, tf32);
     const cuda::Launch& launch = context.launch();
     const size_t bytes = cuda::forward_workspace_bytes(p, saves, launch);
     const Tensor workspace = new_bytes(place, bytes);
@@ -57,7 +57,7 @@ BackwardResult backward(const OptionalTensor& grad_y, const OptionalTensor& grad
   BackwardResult results = call.new_gradients(needs, &g);
   if (p.B > 0) {
     g.reserve = call.aligned_reserve(reserve, cuda::reserve_bytes(p), kAlignment);
-    const LaunchContext context(place.device().index, tf32);
+    const LaunchContext context(place.device().index, p, true, tf32);
     const cuda::Launch& launch = context.launch();
     const size_t bytes = cuda::backward_workspace_bytes(p, g, launch);
     const Tensor workspace = new_bytes(place, bytes);

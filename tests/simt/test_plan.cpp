@@ -126,11 +126,91 @@ void check_choice(Suite& suite) {
   expect("T=25 B=16 I=64 H=512 dtype=bfloat16 arch=75", cuda::Family::kStepwise);
 }
 
+// A family that was measured to be the quickest is taken where it may be, and nowhere else.
+void check_measured(Suite& suite) {
+  using cuda::Family;
+  const auto expect = [&](const char* what, const std::string& text, Family measured, bool across,
+                          Family want) {
+    suite.begin(what);
+    const Case c = parse_case(text);
+    const Problem p = problem_of(c);
+    cuda::Launch launch = launch_of(c);
+    launch.across_blocks = across;
+    launch.measured = true;
+    launch.family = measured;
+    const Family found = cuda::choose_family(p, true, launch);
+    suite.expect(found == want, "another family: " + std::to_string(static_cast<int>(found)));
+    char line[1024];
+    cuda::explain(p, true, launch, line, sizeof line);
+    const bool says = std::strstr(line, "it was measured to be the quickest") != nullptr;
+    suite.expect(says == (found == measured), std::string("explain says: ") + line);
+    launch.forced = true;
+    launch.family = Family::kStepwise;
+    suite.expect(cuda::choose_family(p, true, launch) == Family::kStepwise, "forced is stronger");
+    suite.end();
+  };
+  const std::string small = "T=784 B=128 I=1 H=64 dtype=bfloat16";
+  const std::string large = "T=1024 B=16 I=768 H=768 dtype=bfloat16";
+  expect("measured: stepwise, where the plan would not", small, Family::kStepwise, false,
+         Family::kStepwise);
+  expect("measured: stepwise, past the cost table", large, Family::kStepwise, true,
+         Family::kStepwise);
+  expect("measured: grid", small, Family::kGrid, true, Family::kGrid);
+  expect("measured: grid, which is off", small, Family::kGrid, false, Family::kSingleBlock);
+  expect("measured: cluster, which does not fit", large, Family::kCluster, true, Family::kGrid);
+}
+
+// What stays on the device while a call is computed, and the room there is for it.
+void check_footprint(Suite& suite) {
+  using cuda::Family;
+  const auto expect = [&](Family family, const std::string& text) {
+    suite.begin("the footprint of " + text);
+    const Case c = parse_case(text);
+    const Problem p = problem_of(c);
+    const cuda::Launch launch = launch_of(c);
+    const cuda::Footprint forward = cuda::footprint(family, p, false, launch);
+    const cuda::Footprint both = cuda::footprint(family, p, true, launch);
+    if (family == Family::kStepwise) {
+      suite.expect(both.blocks == 0 && both.room == 0, "something stays between steps");
+    } else {
+      suite.expect(forward.blocks > 0 && forward.room > 0, "nothing stays");
+      suite.expect(forward.room <= c.sms, "room for more blocks than multiprocessors");
+      // Of 8 rows on 132 multiprocessors, so that all are resident at once.
+      suite.expect(forward.blocks <= forward.room, "more blocks than there is room for");
+      suite.expect(both.blocks * forward.room >= forward.blocks * both.room,
+                   "training needs no less than its forward pass");
+      suite.expect(forward.blocks % p.D == 0, "a direction is missing");
+    }
+    suite.end();
+  };
+  expect(Family::kStepwise, "T=9 B=8 I=8 H=64 dtype=bfloat16");
+  expect(Family::kSingleBlock, "T=9 B=8 I=8 H=64 dtype=bfloat16");
+  expect(Family::kSingleBlock, "T=9 B=8 I=8 H=64 D=2 dtype=bfloat16");
+  expect(Family::kCluster, "T=9 B=8 I=8 H=256 dtype=bfloat16");
+  expect(Family::kGrid, "T=9 B=8 I=8 H=512 dtype=bfloat16");
+  expect(Family::kGrid, "T=9 B=8 I=8 H=512 D=2 dtype=bfloat16");
+  suite.begin("both directions in one launch");
+  const Problem one = problem_of(parse_case("T=9 B=8 I=8 H=64 dtype=bfloat16"));
+  const Case c = parse_case("T=9 B=8 I=8 H=64 D=2 dtype=bfloat16");
+  const cuda::Launch launch = launch_of(c);
+  suite.expect(cuda::footprint(Family::kSingleBlock, problem_of(c), false, launch).blocks ==
+                   2 * cuda::footprint(Family::kSingleBlock, one, false, launch).blocks,
+               "not twice the blocks of one direction");
+  suite.end();
+  suite.begin("the larger pass");
+  suite.expect(cuda::footprint(Family::kGrid, one, true, launch).blocks >
+                   cuda::footprint(Family::kGrid, one, false, launch).blocks,
+               "backward of this shape is cut into more blocks than forward");
+  suite.end();
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   Suite suite(argc, argv, "test_plan", nullptr);
   check_plans(suite);
   check_choice(suite);
+  check_measured(suite);
+  check_footprint(suite);
   return suite.finish();
 }

@@ -64,6 +64,9 @@ struct Launch {
   Math math = Math::kStrict;
   // Tests and benchmarks may force a family; a call it cannot compute is then kUnsupported.
   bool forced = false;
+  // Or it was measured to be the quickest: the plan takes it where it computes the call and may be
+  // chosen, and chooses by its table elsewhere.
+  bool measured = false;
   Family family = Family::kStepwise;
   // And how many units each block of kCluster and kGrid has: 16, 32 or 64; 0: the plan chooses.
   int32_t units = 0;

@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <cstdio>
+#include <cstring>
 #include <initializer_list>
 
 #include "reserve.h"
@@ -73,15 +74,42 @@ bool computes(Family family, const Problem& problem, bool training, const Launch
   return false;
 }
 
-// One block wherever that fits: it waits for nobody. Elsewhere the quickest, among families whose
-// blocks wait for each other only where those are wanted.
+bool may_choose(Family family, const Launch& launch) {
+  return launch.across_blocks || !is_sliced(family);
+}
+
+Footprint footprint(Family family, const Problem& problem, bool training, const Launch& launch) {
+  Footprint most;
+  for (const bool backward : {false, true}) {
+    if (backward && !training) continue;
+    Footprint one;
+    if (family == Family::kSingleBlock) {
+      // Registers and shared memory leave no multiprocessor room for a second block.
+      one = {single_block::plan(problem, backward, launch).blocks * problem.D, launch.device.sms};
+    } else if (is_sliced(family)) {
+      const sliced::Plan plan = sliced_plan(family, problem, backward, launch);
+      one = {plan.groups * plan.slices.blocks * plan.directions, plan.room};
+    }
+    // Of two passes the one that leaves less: by shares of the room, which differs for clusters.
+    if (most.room == 0 || one.blocks * most.room > most.blocks * one.room) most = one;
+  }
+  return most;
+}
+
+// What was measured, where that may compute. Else one block wherever that fits: it waits for
+// nobody. Elsewhere the quickest, among families whose blocks wait for each other only where those
+// are wanted.
 Family choose_family(const Problem& problem, bool training, const Launch& launch) {
   if (launch.forced) return launch.family;
+  if (launch.measured && may_choose(launch.family, launch) &&
+      computes(launch.family, problem, training, launch)) {
+    return launch.family;
+  }
   if (computes(Family::kSingleBlock, problem, training, launch)) return Family::kSingleBlock;
   Family best = Family::kStepwise;
-  if (!launch.across_blocks) return best;
   double least = predicted_us(best, problem, training, launch);
   for (const Family family : {Family::kCluster, Family::kGrid}) {
+    if (!may_choose(family, launch)) continue;
     const double us = predicted_us(family, problem, training, launch);
     if (us < least) least = us, best = family;
   }
@@ -143,11 +171,8 @@ const char* would_be_sliced(const Problem& problem, bool training, Launch launch
   }
 }
 
-}  // namespace
-
-void explain(const Problem& problem, bool training, const Launch& launch, char* text,
-             size_t text_bytes) {
-  const Family family = choose_family(problem, training, launch);
+void describe(Family family, const Problem& problem, bool training, const Launch& launch,
+              char* text, size_t text_bytes) {
   if (!computes(family, problem, training, launch)) {
     std::snprintf(text, text_bytes, "cuda sm_%d: the forced family cannot compute this call",
                   launch.device.arch);
@@ -171,6 +196,18 @@ void explain(const Problem& problem, bool training, const Launch& launch, char* 
       launch.device.arch, problem.weights[0].w_hr ? ", two of each with a projection" : "",
       static_cast<long long>(most), static_cast<long long>(rows),
       predicted_us(family, problem, false, launch), would_be_sliced(problem, training, launch));
+}
+
+}  // namespace
+
+void explain(const Problem& problem, bool training, const Launch& launch, char* text,
+             size_t text_bytes) {
+  const Family family = choose_family(problem, training, launch);
+  describe(family, problem, training, launch, text, text_bytes);
+  if (launch.forced || !launch.measured || family != launch.family) return;
+  const size_t length = std::strlen(text);
+  std::snprintf(text + length, text_bytes - length,
+                "; chosen because it was measured to be the quickest here");
 }
 
 }  // namespace cuda

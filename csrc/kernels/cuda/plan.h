@@ -19,6 +19,16 @@ double predicted_us(Family family, const Problem& problem, bool training, const 
 
 // Whether the family can compute this call at all.
 bool computes(Family family, const Problem& problem, bool training, const Launch& launch);
+// Whether it may without being forced: families whose blocks wait for each other have a switch.
+bool may_choose(Family family, const Launch& launch);
+
+// How many blocks a launch of the family keeps on the device from the first step to the last, the
+// larger pass where it is for training, and how many of them there is room for; 0 of both where
+// nothing stays there between steps. Only for calls that the family computes.
+struct Footprint {
+  int64_t blocks = 0, room = 0;
+};
+Footprint footprint(Family family, const Problem& problem, bool training, const Launch& launch);
 
 }  // namespace cuda
 }  // namespace fused_lstm

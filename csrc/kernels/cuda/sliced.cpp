@@ -95,7 +95,9 @@ class Search {
       const int64_t waves = (groups + room - 1) / room;
       const double us = step_us(slices, groups, cluster_) * double(waves) * (p_.D / directions);
       if (best->refusal != nullptr || us < best->us) {
-        *best = {nullptr, cluster_, slices, groups, directions, shared, us};
+        const int64_t at_once = cluster_ ? clusters_at_once(launch_.device, blocks) * blocks
+                                         : int64_t{launch_.device.sms};
+        *best = {nullptr, cluster_, slices, groups, directions, shared, us, at_once};
       }
     }
   }

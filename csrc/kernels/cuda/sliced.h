@@ -38,6 +38,7 @@ struct Plan {
   int32_t directions = 1;    // of a launch
   int64_t shared_bytes = 0;  // of a block
   double us = 0;             // of one step of all directions, by a model
+  int64_t room = 0;          // blocks that run at once, of this launch and others like it
 };
 Plan plan(const Problem& problem, bool cluster, bool backward, const Launch& launch);
 
