@@ -14,11 +14,13 @@ from .modules import LSTM, LSTMCell
 if TYPE_CHECKING:
     from . import init, weights
     from .streaming import Streaming
+    from .variants import VariantLSTM
 
 __all__ = [
     "LSTM",
     "LSTMCell",
     "Streaming",
+    "VariantLSTM",
     "__version__",
     "convert",
     "empty_cache",
@@ -40,6 +42,8 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(f".{name}", __name__)
     if name == "Streaming":
         return importlib.import_module(".streaming", __name__).Streaming
+    if name == "VariantLSTM":
+        return importlib.import_module(".variants", __name__).VariantLSTM
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -1,8 +1,8 @@
 """The layers of csrc/README.md are kept: who may include or import whom, and what the module needs.
 
-csrc/kernels <- csrc/binding <- _extension <- ops <- function <- marked <- dispatch <- options
-<- functional <- modules <- convert, streaming, weights;  reference and init stand alone;  training,
-benchmarks and tests come last.
+csrc/kernels <- csrc/binding <- _extension <- ops <- function <- marked, recurrence <- dispatch
+<- options <- functional <- modules <- convert, streaming, variants, weights;  reference and init
+stand alone;  training, benchmarks and tests come last.
 """
 
 import ast
@@ -30,6 +30,7 @@ RANKS = {
     "function": 2,
     "export": 2,
     "marked": 3,
+    "recurrence": 3,
     "dispatch": 4,
     "onnx": 4,
     "options": 5,
@@ -37,6 +38,7 @@ RANKS = {
     "modules": 7,
     "convert": 8,
     "streaming": 8,
+    "variants": 8,
     "weights": 8,
     "info": 9,
     "__init__": 10,
