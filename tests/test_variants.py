@@ -287,7 +287,7 @@ def test_gradients_that_are_strided_and_a_second_backward() -> None:
 
 
 def test_dropout_is_between_layers_and_in_training_only() -> None:
-    m = make(Case(5, 4, 3, 40, num_layers=2), torch.float32, peepholes=True)
+    m = make(Case(5, 4, 3, 40, num_layers=2, bidirectional=True), torch.float32, peepholes=True)
     x = torch.randn(5, 4, 3)
     plain = m(x)[0]
     m.dropout = 0.5
@@ -295,14 +295,15 @@ def test_dropout_is_between_layers_and_in_training_only() -> None:
     dropped = m(x)[0]
     assert not torch.equal(plain, dropped)
     assert torch.equal(m.eval()(x)[0], plain)
-    first = VariantLSTM(3, 40, peepholes=True)
-    first.load_state_dict({k: v for k, v in m.state_dict().items() if k.endswith("l0")})
+    layers = []
+    for k, features in ((0, 3), (1, 80)):
+        layer = VariantLSTM(features, 40, bidirectional=True, peepholes=True)
+        own = {n.replace(f"l{k}", "l0"): p for n, p in m.state_dict().items() if f"_l{k}" in n}
+        layer.load_state_dict(own)
+        layers.append(layer)
     torch.manual_seed(3)
-    between = torch.dropout(first(x)[0], 0.5, True)
-    second = VariantLSTM(40, 40, peepholes=True)
-    own = {k.replace("l1", "l0"): v for k, v in m.state_dict().items() if k.endswith("l1")}
-    second.load_state_dict(own)
-    assert torch.equal(second(between)[0], dropped)
+    between = torch.dropout(layers[0](x)[0], 0.5, True)
+    assert torch.equal(layers[1](between)[0], dropped)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
