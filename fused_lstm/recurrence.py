@@ -103,8 +103,8 @@ def _weight_gradient(
 ) -> Tensor:
     """dw_hh [G*H, H]: the sum over all rows of dzh times the h that came before."""
     dz, h, first = (dzh[:-1], y[1:], dzh[-1]) if reverse else (dzh[1:], y[:-1], dzh[0])
-    dw = dz.flatten(0, 1).t() @ h.flatten(0, 1)
-    return dw if h0 is None else torch.addmm(dw, first.t(), h0)
+    dw = dz.reshape(-1, dz.shape[2]).t() @ h.reshape(-1, h.shape[2])
+    return dw if h0 is None else dw + first.t() @ h0
 
 
 def recurrence(*tensors_options: Any) -> tuple[Tensor, Tensor, Tensor]:

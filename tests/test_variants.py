@@ -24,7 +24,9 @@ from fused_lstm import VariantLSTM, reference
 REFUSAL = (ValueError, RuntimeError)  # the latter from torch 2.15 on, with the same words
 DTYPES = (torch.float64, torch.float32)
 CASES = (
-    Case(1, 1, 1, 2),
+    Case(
+        1, 1, 2, 9
+    ),  # LayerNorm of fewer units magnifies rounding: tests/native/test_recurrence.cpp
     Case(6, 4, 3, 7),
     Case(7, 5, 4, 17, hx=False),
     Case(9, 13, 5, 33, bidirectional=True),
@@ -118,8 +120,10 @@ def make(case: Case, dtype: torch.dtype = torch.float64, **options: Any) -> Vari
     m = VariantLSTM(case.I, case.H, dtype=dtype, **own, **options)
     with torch.no_grad():
         for name, p in m.named_parameters():  # gains and biases that can be told from 1 and 0
-            p += 0.3 * torch.randn_like(p) if "_ln_" in name else 0
-            p *= 2
+            if "weight_ln" in name:  # with more, LayerNorm's recurrence is chaotic
+                p.uniform_(0.2, 0.6)
+            elif "weight" not in name:
+                p += 0.5 * torch.randn_like(p)
     return m
 
 
@@ -323,13 +327,12 @@ def test_autocast_casts_nothing_down() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         same = m(x)[0]
         low = m(x.bfloat16())[0]
-        same.sum().backward()
     assert torch.equal(same, y)
     assert low.dtype is torch.float32
-    expected = {name: p.grad for name, p in m.named_parameters()}
-    m.zero_grad()
-    y.sum().backward()
-    assert all(torch.equal(p.grad, expected[name]) for name, p in m.named_parameters())
+    for a, b in zip(
+        *(torch.autograd.grad(t.sum(), m.parameters()) for t in (same, y)), strict=True
+    ):
+        assert torch.equal(a, b)
 
 
 def test_state_dict_names_and_shapes() -> None:

@@ -10,7 +10,7 @@ namespace {
 
 // A row's products stay in L2 between the product and the cells; a block of fewer rows would read
 // W_hh too often where it comes from farther away.
-constexpr int64_t kBlockBytes = 256 << 10;
+constexpr int64_t kBlockBytes = 128 << 10;
 constexpr int64_t kLeastRows = 24;
 // Below this many multiply-adds a call is not worth waking threads.
 constexpr int64_t kCallWork = 1'000'000;

@@ -119,7 +119,7 @@ class RecurrenceForward {
       y[i] = y_row(t, b + i);
       if constexpr (kNorm) {
         moments<G>(z[i], q_.H, mean[i], scale[i]);
-        if (keeps) records_.moments(c_out[i])[kScaleOfProducts] = scale[i];
+        if (keeps) records_.keep_scale(c_out[i], scale[i]);
       }
     }
     for (int64_t p = 0; p < panels_; ++p) {

@@ -5,6 +5,8 @@
 // A row is handled whole, for LayerNorm needs all of it: its products go to a buffer that stays in
 // L2, and its cells follow. Gates lie there as in a gate panel, [panel][gate][W].
 
+enum Moment { kScaleOfProducts, kMeanOfCell, kScaleOfCell };
+
 // What forward keeps of one row of one step, in this order: c [units], activated gates
 // [panel][G][W] (f not where it is 1 - i), and with LayerNorm the normalised products [panel][G][W]
 // and three moments. `units` counts whole lines, so that a record has one size on every processor.
@@ -26,8 +28,11 @@ struct Records {
   E* gates_of(E* record) const { return record + units; }
   E* normalised(E* record) const { return record + units * (1 + gates); }
   E* moments(E* record) const { return record + units * (1 + 2 * gates); }
+  // The first of the moments, and zeros in the rest of their line: equal calls leave equal bytes.
+  void keep_scale(E* record, E scale) const {
+    for (int64_t k = 0; k < kLine; ++k) moments(record)[k] = k == kScaleOfProducts ? scale : 0;
+  }
 };
-enum Moment { kScaleOfProducts, kMeanOfCell, kScaleOfCell };
 
 // The small weights, zero beyond H: peepholes [panel][G-1][W], LayerNorm's gain of the products
 // [panel][G][W] and gain and bias of the cell [panel][W].
