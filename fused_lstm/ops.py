@@ -199,11 +199,15 @@ def _reserve_bytes(x: Tensor, hidden: Any, directions: int, projects: bool) -> A
     computed = max(stored, 4)
     gates, cells, m = 4 * stored, computed, stored  # bytes of one unit in one row
     if x.device.type != "cuda":
-        line = 64 // computed
-        units = (hidden + line - 1) // line * line
-        return directions * rows * units * (gates + cells)
+        return directions * rows * _whole_lines(hidden, computed) * (gates + cells)
     arrays = (gates, cells, m) if projects else (gates, cells)
     return directions * sum((rows * hidden * each + 255) // 256 * 256 for each in arrays)
+
+
+def _whole_lines(hidden: Any, itemsize: int) -> Any:
+    """Units in memory that counts lines of 64 bytes."""
+    line = 64 // itemsize
+    return (hidden + line - 1) // line * line
 
 
 def _fake_backward(
@@ -298,11 +302,9 @@ def _fake_recurrence_forward(
     T, B, columns = zx.shape
     hidden, nbytes = w_hh.shape[1], 0
     if save_for_backward:  # as recurrence_reserve_bytes in kernels/cpu/recurrence.cpp has it
-        line = 64 // zx.dtype.itemsize
-        units = (hidden + line - 1) // line * line
+        units = _whole_lines(hidden, zx.dtype.itemsize) * zx.dtype.itemsize
         gates = units * (columns // hidden)
-        kept = units + gates + (0 if ln_hh is None else gates + line)
-        nbytes = T * B * kept * zx.dtype.itemsize
+        nbytes = T * B * (units + gates + (0 if ln_hh is None else gates + 64))
     y, h_n, c_n = (zx.new_empty(sizes) for sizes in ((T, B, hidden), (B, hidden), (B, hidden)))
     return y, h_n, c_n, zx.new_empty((nbytes,), dtype=torch.uint8)
 

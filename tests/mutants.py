@@ -47,7 +47,7 @@ MUTANTS = [
     Mutant("B fixed by tracing", "ops", "batch = x.shape[1]\n    elif",
            "batch = int(x.shape[1])\n    elif", ONE_GRAPH),
     Mutant("the reserve's size without its padding", "ops",
-           "units = (hidden + line - 1) // line * line", "units = hidden", TRAINS),
+           "return (hidden + line - 1) // line * line", "return hidden", TRAINS),
     Mutant("gradients of h0 and c0 swapped in shape", "ops",
            "[x.shape, (directions, batch, p), (directions, batch, hidden), *weights",
            "[x.shape, (directions, batch, hidden), (directions, batch, p), *weights", ONE_GRAPH),
