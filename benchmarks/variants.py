@@ -110,14 +110,22 @@ class Ways:
         return named
 
 
-def measure(ways: Ways, modes: list[str], budget: float, threads: int) -> list[dict[str, Any]]:
+def processor_turn(call: Callable[[], object], calls: int) -> tuple[float, float]:
+    """A turn by the processor's own time: for one thread on a machine that others use too."""
+    _, seconds = timing.wall_turn(call, calls)
+    return seconds, seconds
+
+
+def measure(
+    ways: Ways, modes: list[str], budget: float, threads: int, turn: timing.Turn
+) -> list[dict[str, Any]]:
     ways.check()
     rows = []
     for mode in modes:
         calls = {name: WRAPPERS[mode](call) for name, call in ways.named().items()}
         names = list(calls)
         principals = names[: 1 + len(VARIANTS)]
-        series = timing.interleave(calls, budget, principals, threads)
+        series = timing.interleave(calls, budget, principals, threads, turn)
         for name in names:
             ratio = timing.ratio_of_rounds(series[name], series[names[0]])
             row = {
@@ -140,14 +148,18 @@ def main() -> None:
         "--budget", type=float, default=20.0, help="seconds for each mode and shape"
     )
     parser.add_argument("--shape", type=int, nargs=4, action="append", metavar="N", help="T B I H")
+    parser.add_argument(
+        "--processor", action="store_true", help="count processor seconds, not the wall's"
+    )
     parser.add_argument("--out", type=Path, help="default: results/<machine>/variants.json")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    turn = processor_turn if options.processor else timing.wall_turn
     measured = []
     for shape in options.shape or SHAPES:
         print("x".join(map(str, shape)))
         torch.manual_seed(0)
-        rows = measure(Ways(*shape), options.modes, options.budget, options.threads)
+        rows = measure(Ways(*shape), options.modes, options.budget, options.threads, turn)
         measured.append({"shape": dict(zip("TBIH", shape, strict=True)), "rows": rows})
     folder = Path(__file__).parent / "results" / environment.machine_slug()
     out = options.out or folder / "variants.json"
@@ -156,6 +168,7 @@ def main() -> None:
     result = {
         "environment": environment.describe(command.strip()),
         "threads": options.threads,
+        "seconds": "processor" if options.processor else "wall",
         "shapes": measured,
     }
     out.write_text(json.dumps(result, indent=1) + "\n")
