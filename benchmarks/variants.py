@@ -30,7 +30,13 @@ import fused_lstm
 from benchmarks import environment, timing
 from benchmarks.call_options import WRAPPERS
 
-SHAPES = ((128, 128, 256, 256), (128, 32, 256, 256), (64, 64, 128, 128), (64, 64, 512, 512))
+SHAPES = (
+    (64, 128, 256, 256),
+    (64, 32, 256, 256),
+    (32, 64, 512, 512),
+    (64, 64, 128, 128),
+    (100, 8, 64, 128),
+)
 VARIANTS: dict[str, dict[str, Any]] = {
     "layer_norm": {"layer_norm": True},
     "peepholes": {"peepholes": True},

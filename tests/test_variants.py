@@ -515,6 +515,19 @@ def test_compiles_whole() -> None:
         torch.testing.assert_close(a, b)
 
 
+def test_exports() -> None:
+    m = make(Case(5, 4, 3, 6, num_layers=2, bidirectional=True), torch.float32, **OPTIONS[7]).eval()
+    x = torch.randn(5, 4, 3)
+    y = m(x)[0]
+    program = torch.export.export(m, (x,))
+    assert not any("fused_lstm" in str(n.target) for n in program.graph.nodes)
+    torch.testing.assert_close(program.module()(x)[0], y)
+    with fused_lstm.export_mode("fused"):
+        program = torch.export.export(m, (x,))
+    assert any("recurrence_forward" in str(n.target) for n in program.graph.nodes)
+    assert torch.equal(program.module()(x)[0], y)
+
+
 def test_the_specification_is_what_the_kernel_computes() -> None:
     for norm, gates, reverse in itertools.product((True, False), (3, 4), (True, False)):
         tensors, options = operands(norm, gates, torch.float64), (reverse, 0.5, 0.2)
