@@ -87,32 +87,34 @@ class Ways:
         scripted: Any = torch.jit.script
         self.loops["scripted"] = (scripted(layer_norm_loop), scripted(peephole_loop))
 
-    def layer_norm(self, loop: Callable[..., Tensor]) -> Tensor:
+    def layer_norm(self, loop: Callable[..., Tensor], x: Tensor) -> Tensor:
         m = self.ours["layer_norm"]
-        z = linear(self.x, m.weight_ih_l0)
+        z = linear(x, m.weight_ih_l0)
         zx = layer_norm(z, z.shape[-1:], m.weight_ln_ih_l0, m.bias_ih_l0)
         rest = (m.weight_ln_hh_l0, m.bias_hh_l0, m.weight_ln_c_l0, m.bias_ln_c_l0)
         return loop(zx, m.weight_hh_l0, *rest)
 
-    def peepholes(self, loop: Callable[..., Tensor]) -> Tensor:
+    def peepholes(self, loop: Callable[..., Tensor], x: Tensor) -> Tensor:
         m = self.ours["peepholes"]
-        zx = linear(self.x, m.weight_ih_l0, m.bias_ih_l0 + m.bias_hh_l0)
+        zx = linear(x, m.weight_ih_l0, m.bias_ih_l0 + m.bias_hh_l0)
         return loop(zx, m.weight_hh_l0, m.peephole_i_l0, m.peephole_f_l0, m.peephole_o_l0)
 
     def check(self) -> None:
+        """The loops compute the same: over a few steps, for LayerNorm magnifies rounding."""
+        x = self.x[:8]
         for by_layer_norm, by_peepholes in self.loops.values():
-            ours, theirs = self.ours["layer_norm"](self.x)[0], self.layer_norm(by_layer_norm)
-            torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
-            ours, theirs = self.ours["peepholes"](self.x)[0], self.peepholes(by_peepholes)
-            torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+            ours, theirs = self.ours["layer_norm"](x)[0], self.layer_norm(by_layer_norm, x)
+            torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=0)
+            ours, theirs = self.ours["peepholes"](x)[0], self.peepholes(by_peepholes, x)
+            torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=0)
 
     def named(self) -> dict[str, Callable[[], Tensor]]:
         named: dict[str, Callable[[], Tensor]] = {"plain kernel": lambda: self.plain(self.x)[0]}
         for name, m in self.ours.items():
             named[name] = lambda m=m: m(self.x)[0]
         for name, (by_layer_norm, by_peepholes) in self.loops.items():
-            named[f"layer_norm, {name} loop"] = lambda f=by_layer_norm: self.layer_norm(f)
-            named[f"peepholes, {name} loop"] = lambda f=by_peepholes: self.peepholes(f)
+            named[f"layer_norm, {name} loop"] = lambda f=by_layer_norm: self.layer_norm(f, self.x)
+            named[f"peepholes, {name} loop"] = lambda f=by_peepholes: self.peepholes(f, self.x)
         return named
 
 
