@@ -16,12 +16,14 @@ if TYPE_CHECKING:
     from . import init, weights
     from .streaming import Streaming
     from .tuning import autotune
+    from .variants import VariantLSTM
 
 __all__ = [
     "LSTM",
     "Extras",
     "LSTMCell",
     "Streaming",
+    "VariantLSTM",
     "__version__",
     "autotune",
     "convert",
@@ -46,6 +48,8 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(".streaming", __name__).Streaming
     if name == "autotune":
         return importlib.import_module(".tuning", __name__).autotune
+    if name == "VariantLSTM":
+        return importlib.import_module(".variants", __name__).VariantLSTM
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

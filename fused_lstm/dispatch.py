@@ -368,8 +368,8 @@ def explain_plan(
     """Says in words what would compute an LSTM: which kernel, or why PyTorch's own LSTM.
 
     Args:
-        target: an `LSTM` or `LSTMCell`, whose dtype, device and options are then the module's own,
-            or a shape `(T, B, I, H)` with the keywords below.
+        target: an `LSTM`, `LSTMCell` or `VariantLSTM`, whose dtype, device and options are then the
+            module's own, or a shape `(T, B, I, H)` with the keywords below.
         T: steps of the input, where target is a module.
         B: rows of the batch, likewise.
         bidirectional: of a shape: two directions.
@@ -391,6 +391,10 @@ def explain_plan(
         ValueError: sizes, dtype or threads that no problem can have.
     """
     layers = 1
+    own: Any = getattr(target, "explain_plan", None)  # of VariantLSTM, imported by who uses it
+    if own is not None:
+        text: str = own(T, B)
+        return text
     if isinstance(target, nn.RNNBase) and target.mode == "LSTM":
         layers, bidirectional, proj_size = target.num_layers, target.bidirectional, target.proj_size
     elif isinstance(target, nn.RNNCellBase) and len(target.weight_ih) == 4 * target.hidden_size:

@@ -134,17 +134,19 @@ def second_gradients(
     cotangents: Sequence[Tensor | None],
     outputs: int,
     layer_again: Callable[..., tuple[Tensor, ...]],
+    differentiable: Sequence[tuple[int, ...]] = _DIFFERENTIABLE,
 ) -> tuple[Tensor | None, ...]:
     """The derivative of a backward operator, through the layer's specification.
 
     The operator's arguments are the gradients of the layer's `outputs` results, the layer's own
-    arguments, then more that are not differentiated; ctx saved the former.
+    arguments, then more that are not differentiated; ctx saved the former. Result k of the operator
+    is the gradient of the layer's arguments differentiable[k].
     """
     tensors = ctx.saved_tensors
     wanted = [k for k, need in enumerate(ctx.needs_input_grad[: len(tensors)]) if need]
     pairs = [
         (positions[0], g)
-        for positions, g in zip(_DIFFERENTIABLE, cotangents, strict=True)
+        for positions, g in zip(differentiable, cotangents, strict=True)
         if g is not None
     ]
     grads: list[Tensor | None] = [None] * len(ctx.needs_input_grad)

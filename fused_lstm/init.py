@@ -36,9 +36,11 @@ def forget_bias_(model: Model, value: float = 1.0) -> Model:
     Source: Jozefowicz, Zaremba, Sutskever, "An empirical exploration of recurrent network
     architectures" (2015), https://proceedings.mlr.press/v37/jozefowicz15.html
     """
-    for bias_ih, _ in _biases(model):
-        hidden = len(bias_ih) // 4
-        bias_ih[hidden : 2 * hidden] += value
+    for bias_ih, _, hidden in _biases(model):
+        if len(bias_ih) == 3 * hidden:  # f = 1 - i: what opens f closes i
+            bias_ih[:hidden] -= value
+        else:
+            bias_ih[hidden : 2 * hidden] += value
     return model
 
 
@@ -65,18 +67,20 @@ def chrono_(model: Model, steps: int) -> Model:
     """
     if steps < 3:
         raise ValueError(f"steps: expected at least 3, got {steps}")
-    for bias_ih, bias_hh in _biases(model):
-        hidden = len(bias_ih) // 4
+    for bias_ih, bias_hh, hidden in _biases(model):
         reach = torch.empty_like(bias_ih[:hidden]).uniform_(1.0, steps - 1.0).log_()
         bias_hh.zero_()
         bias_ih.zero_()
         bias_ih[:hidden] = -reach
-        bias_ih[hidden : 2 * hidden] = reach
+        if len(bias_ih) == 4 * hidden:
+            bias_ih[hidden : 2 * hidden] = reach
     return model
 
 
-def _biases(model: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
-    """Both biases [4H] of each layer and direction, those that are tied once."""
+def _biases(model: nn.Module) -> Iterator[tuple[Tensor, Tensor, int]]:
+    """Both biases [4H] (coupled gates: [3H]) of each layer and direction, those that are tied once,
+    and H.
+    """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     found = [(name, part) for name, part in model.named_modules() if _is_lstm(part)]
@@ -91,10 +95,10 @@ def _biases(model: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
             pair = part.get_parameter(name), part.get_parameter(name.replace("_ih", "_hh"))
             if id(pair[0]) not in seen:
                 seen.add(id(pair[0]))
-                yield pair
+                yield (*pair, part.hidden_size)
 
 
 def _is_lstm(module: nn.Module) -> bool:
-    if isinstance(module, nn.RNNBase):
-        return module.mode == "LSTM"
+    if hasattr(module, "weight_hh_l0"):  # an nn.RNNBase, or VariantLSTM
+        return getattr(module, "mode", None) == "LSTM"
     return isinstance(module, nn.RNNCellBase) and len(module.weight_ih) == 4 * module.hidden_size

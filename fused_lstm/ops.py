@@ -1,5 +1,7 @@
 """Typed wrappers of the operators `torch.ops.fused_lstm.forward` and `.backward`, of the same with
-options that nn.LSTM lacks, `.marked_forward` and `.marked_backward`, and of `.keep_bits`.
+options that nn.LSTM lacks, `.marked_forward` and `.marked_backward`, of `.keep_bits`, and of the
+recurrence of the cell's variants, `.recurrence_forward` and `.recurrence_backward`, one direction
+of it.
 
 One call is one layer in one or two directions over a whole sequence; csrc/binding/schema.cpp has
 the schemas. Here the operators also get their fake kernels, which tell shapes and dtypes without
@@ -29,6 +31,8 @@ __all__ = [
     "keep_bits",
     "marked_backward",
     "marked_forward",
+    "recurrence_backward",
+    "recurrence_forward",
 ]
 
 WEIGHT_SLOTS = 10  # w_ih, w_hh, b_ih, b_hh, w_hr, then the same of the reverse direction
@@ -134,6 +138,36 @@ def computes_now(x: Tensor) -> bool:
     return not (x.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
+def recurrence_forward(
+    zx: Tensor,  # [T, B, G*H], G = 4, or 3 with coupled gates
+    h0: Tensor | None,  # [B, H], None for zeros
+    c0: Tensor | None,  # [B, H], None for zeros
+    w_hh: Tensor,  # [G*H, H]
+    peepholes: Tensor | None,  # [G-1, H]
+    ln_hh: Tensor | None,  # [G*H]
+    ln_c: Tensor | None,  # [H], exactly with ln_hh
+    ln_c_bias: Tensor | None,  # [H]
+    *options_save: Any,  # reverse, cell_clip, hidden_clip (inf for none), save_for_backward
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`reference.variant_direction` on CPU tensors of float32 or float64: y, h_n, c_n, reserve."""
+    arguments = (zx, h0, c0, w_hh, peepholes, ln_hh, ln_c, ln_c_bias, *options_save)
+    return _recurrence_forward(*arguments)
+
+
+def recurrence_backward(
+    dy: Tensor | None,  # [T, B, H]; a gradient that is None is zero
+    dh_n: Tensor | None,  # [B, H]
+    dc_n: Tensor | None,  # [B, H]
+    *arguments_reserve: Any,  # the eight tensors of forward, its three options, the reserve
+) -> tuple[Tensor, ...]:
+    """Returns dzx, dzh, dh0, dc0, dpeepholes, dln_hh, dln_c, dln_c_bias.
+
+    A result is [0] where its argument is None. dzh [T, B, G*H] is the gradient of h W_hh^T, of
+    which dW_hh is a product; without LayerNorm it is [0], for it is dzx.
+    """
+    return _recurrence_backward(dy, dh_n, dc_n, *arguments_reserve)
+
+
 def _as_torch_has_it(error: RuntimeError) -> RuntimeError:
     """The error itself, or for a full GPU the class of it that torch raises.
 
@@ -201,11 +235,15 @@ def _reserve_bytes(
     # Bytes of one unit in one row.
     gates, cells, m = 0 if recompute else 4 * stored, computed, stored
     if x.device.type != "cuda":
-        line = 64 // computed
-        units = (hidden + line - 1) // line * line
-        return directions * rows * units * (gates + cells)
+        return directions * rows * _whole_lines(hidden, computed) * (gates + cells)
     arrays = (gates, cells, m) if projects else (gates, cells)
     return directions * sum((rows * hidden * each + 255) // 256 * 256 for each in arrays)
+
+
+def _whole_lines(hidden: Any, itemsize: int) -> Any:
+    """Units in memory that counts lines of 64 bytes."""
+    line = 64 // itemsize
+    return (hidden + line - 1) // line * line
 
 
 def _fake_backward(
@@ -298,6 +336,53 @@ def _fake_keep_bits(
     return like.new_empty((T, B, U), dtype=torch.uint8)
 
 
+def _fake_recurrence_forward(
+    zx: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    w_hh: Tensor,
+    peepholes: Tensor | None,
+    ln_hh: Tensor | None,
+    ln_c: Tensor | None,
+    ln_c_bias: Tensor | None,
+    reverse: bool,
+    cell_clip: float,
+    hidden_clip: float,
+    save_for_backward: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    T, B, columns = zx.shape
+    hidden, nbytes = w_hh.shape[1], 0
+    if save_for_backward:  # as recurrence_reserve_bytes in kernels/cpu/recurrence.cpp has it
+        units = _whole_lines(hidden, zx.dtype.itemsize) * zx.dtype.itemsize
+        gates = units * (columns // hidden)
+        nbytes = T * B * (units + gates + (0 if ln_hh is None else gates + 64))
+    y, h_n, c_n = (zx.new_empty(sizes) for sizes in ((T, B, hidden), (B, hidden), (B, hidden)))
+    return y, h_n, c_n, zx.new_empty((nbytes,), dtype=torch.uint8)
+
+
+def _fake_recurrence_backward(
+    grad_y: Tensor | None,
+    grad_h_n: Tensor | None,
+    grad_c_n: Tensor | None,
+    zx: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    w_hh: Tensor,
+    peepholes: Tensor | None,
+    ln_hh: Tensor | None,
+    ln_c: Tensor | None,
+    ln_c_bias: Tensor | None,
+    reverse: bool,
+    cell_clip: float,
+    hidden_clip: float,
+    reserve: Tensor,
+) -> tuple[Tensor, ...]:
+    own = (h0, c0, peepholes, ln_hh, ln_c, ln_c_bias)
+    small = (zx.new_empty((0,) if t is None else t.shape) for t in own)
+    dzh = zx.new_empty((0,) if ln_hh is None else zx.shape)
+    return (zx.new_empty(zx.shape), dzh, *small)
+
+
 _extension.load()
 if _extension.available:
     torch.library.register_fake("fused_lstm::forward", _fake_forward)
@@ -305,10 +390,15 @@ if _extension.available:
     torch.library.register_fake("fused_lstm::marked_forward", _fake_marked_forward)
     torch.library.register_fake("fused_lstm::marked_backward", _fake_marked_backward)
     torch.library.register_fake("fused_lstm::keep_bits", _fake_keep_bits)
+    torch.library.register_fake("fused_lstm::recurrence_forward", _fake_recurrence_forward)
+    torch.library.register_fake("fused_lstm::recurrence_backward", _fake_recurrence_backward)
     _forward: Any = torch.ops.fused_lstm.forward.default
     _backward: Any = torch.ops.fused_lstm.backward.default
     _marked_forward: Any = torch.ops.fused_lstm.marked_forward.default
     _marked_backward: Any = torch.ops.fused_lstm.marked_backward.default
     _keep_bits: Any = torch.ops.fused_lstm.keep_bits.default
+    _recurrence_forward: Any = torch.ops.fused_lstm.recurrence_forward.default
+    _recurrence_backward: Any = torch.ops.fused_lstm.recurrence_backward.default
 else:
-    _forward = _backward = _marked_forward = _marked_backward = _keep_bits = _missing
+    _forward = _backward = _marked_forward = _marked_backward = _missing
+    _keep_bits = _recurrence_forward = _recurrence_backward = _missing

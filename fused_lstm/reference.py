@@ -14,16 +14,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
+from torch.nn.functional import layer_norm, linear
 
 __all__ = [
+    "LAYER_NORM_EPSILON",
     "lstm",
     "lstm_cell",
     "lstm_direction",
     "lstm_layer",
     "marked_direction",
     "marked_layer",
+    "variant_cell",
+    "variant_direction",
+    "variant_input",
 ]
+
+LAYER_NORM_EPSILON = 1e-5  # as torch.nn.LayerNorm has it
 
 
 def lstm_cell(
@@ -172,6 +178,87 @@ def marked_layer(
 
 def _of_direction(zoneout: Tensor | float, d: int, H: int) -> Any:
     return zoneout[:, :, d * H : (d + 1) * H] if isinstance(zoneout, Tensor) else zoneout
+
+
+def variant_input(
+    x: Tensor,  # [T, B, I]
+    w_ih: Tensor,  # [G*H, I]
+    bias: Tensor | None = None,  # [G*H]
+    ln_ih: Tensor | None = None,  # [G*H]: gain; x W_ih^T is normalised where it is given
+) -> Tensor:
+    """What the cells of a variant take from the input, for all steps at once: zx [T, B, G*H].
+
+    G is 4, or 3 where input and forget gate are coupled. LayerNorm is over all gates of a row.
+    """
+    if ln_ih is None:
+        return linear(x, w_ih, bias)
+    return layer_norm(linear(x, w_ih), w_ih.shape[:1], ln_ih, bias, LAYER_NORM_EPSILON)
+
+
+def variant_cell(
+    zx: Tensor,  # [B, G*H], see variant_input
+    h: Tensor,  # [B, H]
+    c: Tensor,  # [B, H]
+    w_hh: Tensor,  # [G*H, H]; G = 3: gates i, g, o, and f = 1 - i
+    peepholes: Tensor | None = None,  # [G-1, H]: how i, f (if there is one) and o see c
+    ln_hh: Tensor | None = None,  # [G*H]: gain; h W_hh^T is normalised where it is given
+    ln_c: Tensor | None = None,  # [H]: gain; c is normalised on its way to h, not in the state
+    ln_c_bias: Tensor | None = None,  # [H], with ln_c
+    cell_clip: float = float("inf"),  # bound of |c|
+    hidden_clip: float = float("inf"),  # bound of |h|
+) -> tuple[Tensor, Tensor]:
+    """One step of an LSTM with what nn.LSTM lacks: returns the new h and c [B, H].
+
+    Sources: LayerNorm, Ba et al. (2016), arXiv:1607.06450, equations 20-22 of its supplement, whose
+    additive terms are the bias in zx. Peepholes, Gers & Schmidhuber (2000), as in Graves (2013),
+    arXiv:1308.0850. f = 1 - i, Greff et al. (2017), arXiv:1503.04069. c is clipped before o and h
+    see it, as in TensorFlow's LSTMCell.
+    """
+    coupled = w_hh.shape[0] == 3 * w_hh.shape[1]
+    z = linear(h, w_hh)
+    if ln_hh is not None:
+        z = layer_norm(z, w_hh.shape[:1], ln_hh, None, LAYER_NORM_EPSILON)
+    z_i, *z_f, z_g, z_o = (zx + z).chunk(3 if coupled else 4, dim=1)
+    if peepholes is not None:
+        z_i = z_i + peepholes[0] * c
+        z_f = [z + peepholes[1] * c for z in z_f]
+    i = torch.sigmoid(z_i)
+    f = 1 - i if coupled else torch.sigmoid(z_f[0])
+    c = f * c + i * torch.tanh(z_g)
+    if cell_clip != float("inf"):
+        c = c.clamp(-cell_clip, cell_clip)
+    if peepholes is not None:
+        z_o = z_o + peepholes[-1] * c
+    s = c if ln_c is None else layer_norm(c, ln_c.shape, ln_c, ln_c_bias, LAYER_NORM_EPSILON)
+    h = torch.sigmoid(z_o) * torch.tanh(s)
+    if hidden_clip != float("inf"):
+        h = h.clamp(-hidden_clip, hidden_clip)
+    return h, c
+
+
+def variant_direction(
+    zx: Tensor,  # [T, B, G*H]
+    h0: Tensor | None,  # [B, H], None for zeros
+    c0: Tensor | None,  # [B, H], None for zeros
+    w_hh: Tensor,  # [G*H, H]
+    peepholes: Tensor | None = None,
+    ln_hh: Tensor | None = None,
+    ln_c: Tensor | None = None,
+    ln_c_bias: Tensor | None = None,
+    reverse: bool = False,
+    cell_clip: float = float("inf"),
+    hidden_clip: float = float("inf"),
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`variant_cell` over a whole sequence: y [T, B, H], h_n and c_n [B, H]."""
+    (T, B), H = zx.shape[:2], w_hh.shape[1]
+    h = zx.new_zeros(B, H) if h0 is None else h0
+    c = zx.new_zeros(B, H) if c0 is None else c0
+    cell = (w_hh, peepholes, ln_hh, ln_c, ln_c_bias, cell_clip, hidden_clip)
+    ys = [h] * T
+    for t in reversed(range(T)) if reverse else range(T):
+        h, c = variant_cell(zx[t], h, c, *cell)
+        ys[t] = h
+    return torch.stack(ys), h, c
 
 
 def lstm(

@@ -41,6 +41,7 @@ RECIPE = f"{RECIPES} -m compile"
 CONVERT, FUNC, OPCHECK = "tests/test_convert.py", "tests/test_func.py", "tests/test_opcheck.py"
 STAYS = f"{CONVERT} -k stay"
 WAVEFRONT, TUNING = "tests/test_wavefront.py", "tests/test_tuning.py"
+VARIANTS = "tests/test_variants.py"
 
 MUTANTS = [
     Mutant("a graph break", "dispatch", "transformed = _transforms()\n    if not",
@@ -48,7 +49,7 @@ MUTANTS = [
     Mutant("B fixed by tracing", "ops", "batch = x.shape[1]\n    elif",
            "batch = int(x.shape[1])\n    elif", ONE_GRAPH),
     Mutant("the reserve's size without its padding", "ops",
-           "units = (hidden + line - 1) // line * line", "units = hidden", TRAINS),
+           "return (hidden + line - 1) // line * line", "return hidden", TRAINS),
     Mutant("gradients of h0 and c0 swapped in shape", "ops",
            "[x.shape, (directions, batch, p), (directions, batch, hidden), *weights",
            "[x.shape, (directions, batch, hidden), (directions, batch, p), *weights", ONE_GRAPH),
@@ -212,6 +213,17 @@ MUTANTS = [
            "x.new_empty((directions, batch, p)),\n        x.new_empty((nbytes,)", OPCHECK),
     Mutant("fake gradient of W_hr lies down", "ops", "(4 * hidden,), (p, hidden)]",
            "(4 * hidden,), (hidden, p)]", OPCHECK),
+    Mutant("dW_hh of a variant without its initial state", "recurrence",
+           "return dw if h0 is None else dw + first.t() @ h0", "return dw",
+           f"{VARIANTS} -k agrees"),
+    Mutant("dW_hh of a variant: each direction's h from the other", "recurrence",
+           "(dzh[:-1], y[1:], dzh[-1]) if reverse else",
+           "(dzh[:-1], y[1:], dzh[-1]) if not reverse else", f"{VARIANTS} -k agrees"),
+    Mutant("dropout of a variant once for each direction", "variants",
+           "if layer > 0 and not reverse and self.training", "if layer > 0 and self.training",
+           f"{VARIANTS} -k dropout"),
+    Mutant("coupled gates opened by the forget bias", "init", "bias_ih[:hidden] -= value",
+           "bias_ih[:hidden] += value", f"{VARIANTS} -k first_values"),
     Mutant("autocast: c_n rounded", "dispatch", "result_dtypes = (low, low, torch.float32)",
            "result_dtypes = (low, low, low)", "tests/test_autocast.py -k padded"),
     Mutant("autocast: float64 mixes", "dispatch",

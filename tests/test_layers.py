@@ -1,8 +1,8 @@
 """The layers of csrc/README.md are kept: who may include or import whom, and what the module needs.
 
-csrc/kernels <- csrc/binding <- _extension <- ops <- tuning <- function <- marked, wavefront
-<- dispatch <- options <- functional <- modules <- convert, streaming, weights;  reference and init
-stand alone;  training, benchmarks and tests come last.
+csrc/kernels <- csrc/binding <- _extension <- ops <- tuning <- function <- marked, recurrence,
+wavefront <- dispatch <- options <- functional <- modules <- convert, streaming, variants, weights;
+reference and init stand alone;  training, benchmarks and tests come last.
 """
 
 import ast
@@ -34,6 +34,7 @@ RANKS = {
     "masks": 2,
     "function": 3,
     "marked": 4,
+    "recurrence": 4,
     "wavefront": 4,
     "dispatch": 5,
     "onnx": 5,
@@ -42,6 +43,7 @@ RANKS = {
     "modules": 8,
     "convert": 9,
     "streaming": 9,
+    "variants": 9,
     "weights": 9,
     "info": 10,
     "__init__": 11,

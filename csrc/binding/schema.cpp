@@ -82,6 +82,34 @@ constexpr const char* kKeepBits =
     "float h, float c) -> "  // the probability of either bit
     "Tensor keep";           // [T, B, U] uint8
 
+// The recurrence alone, one direction, for the variants of the cell: csrc/kernels/recurrence.h. G
+// gates: i, f, g, o, or i, g, o where f = 1 - i.
+constexpr const char* kRecurrenceForward =
+    "recurrence_forward("
+    "Tensor zx, "                        // [T, B, G*H]: x W_ih^T, normalised or not, plus biases
+    "Tensor? h0, Tensor? c0, "           // [B, H]; None: zeros
+    "Tensor w_hh, "                      // [G*H, H]
+    "Tensor? peepholes, "                // [G-1, H]: of i, f, o, or of i, o
+    "Tensor? ln_hh, "                    // [G*H]: gain of LayerNorm on h W_hh^T; None: without
+    "Tensor? ln_c, Tensor? ln_c_bias, "  // [H]: on c, exactly with ln_hh
+    "bool reverse, "
+    "float cell_clip, float hidden_clip, "  // bounds of |c| and |h|; inf: none
+    "bool save_for_backward) -> ("
+    "Tensor y, "                // [T, B, H]
+    "Tensor h_n, Tensor c_n, "  // [B, H]
+    "Tensor reserve)";          // as above
+
+// A result is [0] where its argument is None; dzh, the gradient of h W_hh^T, where it is dzx.
+constexpr const char* kRecurrenceBackward =
+    "recurrence_backward("
+    "Tensor? grad_y, Tensor? grad_h_n, Tensor? grad_c_n, "
+    "Tensor zx, Tensor? h0, Tensor? c0, Tensor w_hh, Tensor? peepholes, "
+    "Tensor? ln_hh, Tensor? ln_c, Tensor? ln_c_bias, "
+    "bool reverse, float cell_clip, float hidden_clip, Tensor reserve) -> ("
+    "Tensor dzx, Tensor dzh, "  // [T, B, G*H]
+    "Tensor dh0, Tensor dc0, "
+    "Tensor dpeepholes, Tensor dln_hh, Tensor dln_c, Tensor dln_c_bias)";
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY(fused_lstm, library) {
@@ -90,4 +118,6 @@ STABLE_TORCH_LIBRARY(fused_lstm, library) {
   library.def(kMarkedForward);
   library.def(kMarkedBackward);
   library.def(kKeepBits);
+  library.def(kRecurrenceForward);
+  library.def(kRecurrenceBackward);
 }

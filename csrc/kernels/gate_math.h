@@ -63,4 +63,94 @@ FUSED_LSTM_CELL Gates<Number> cell_backward(const Gates<Number>& gate, const Num
   return dz;
 }
 
+// The variants of the cell. Between its two halves the state may be normalised: s is c, or
+// gain * normalised(c) + bias.
+//
+//   i = sigmoid(zi + p_i c_prev)  f = sigmoid(zf + p_f c_prev), or 1 - i  g = tanh(zg)
+//   c = clip(f * c_prev + i * g)  o = sigmoid(zo + p_o c)
+//   h = clip(o * tanh(s))
+//
+// Sources: peepholes p by Gers & Schmidhuber (2000) in the form of Graves, arXiv:1308.0850; f = 1 -
+// i (CIFG) by Greff et al., arXiv:1503.04069; LayerNorm by Ba et al., arXiv:1607.06450; the order
+// of clipping and peepholes is that of TensorFlow's LSTMCell.
+template <class Number>
+struct CellVariant {
+  bool coupled = false, peepholes = false, clips_cell = false, clips_hidden = false;
+  Number p_i, p_f, p_o;           // where there are peepholes; p_f not where coupled
+  Number cell_clip, hidden_clip;  // where it clips
+};
+
+template <class Number>
+FUSED_LSTM_CELL Number clipped(const Number& x, const Number& limit) {
+  return with_sign_of(x, vmin(limit, absolute(x)));
+}
+
+// The first half: z and c_prev -> c, and activated gates in place of z.
+template <class Number>
+FUSED_LSTM_CELL void variant_state(Gates<Number>& z, const Number& c_prev,
+                                   const CellVariant<Number>& v, Number& c) {
+  if (v.peepholes) {
+    z.i = fma(v.p_i, c_prev, z.i);
+    if (!v.coupled) z.f = fma(v.p_f, c_prev, z.f);
+  }
+  z.i = sigmoid(z.i);
+  if (v.coupled) {
+    z.f = one_minus(z.i);
+  } else {
+    z.f = sigmoid(z.f);
+  }
+  z.g = tanh(z.g);
+  c = fma(z.f, c_prev, z.i * z.g);
+  if (v.clips_cell) c = clipped(c, v.cell_clip);
+  if (v.peepholes) z.o = fma(v.p_o, c, z.o);
+  z.o = sigmoid(z.o);
+}
+
+// The second half: h.
+template <class Number>
+FUSED_LSTM_CELL Number variant_output(const Number& o, const Number& s,
+                                      const CellVariant<Number>& v) {
+  const Number h = cell_output(o, s);
+  return v.clips_hidden ? clipped(h, v.hidden_clip) : h;
+}
+
+// dh: gradient of h -> gradient of o's pre-activation, and of s by return.
+template <class Number>
+FUSED_LSTM_CELL Number variant_output_backward(const Number& o, const Number& s, Number dh,
+                                               const CellVariant<Number>& v, Number& dz_o) {
+  const Number tanh_s = tanh(s);
+  if (v.clips_hidden) dh = within(o * tanh_s, v.hidden_clip, dh);
+  const Number dh_o = dh * o;
+  dz_o = dh_o * tanh_s * one_minus(o);
+  return dh_o * one_minus_square(tanh_s);
+}
+
+// dc: gradient of c from h and from later steps on entry, of c_prev on return. Returns the
+// gradients of the pre-activations, of which dz_o is known already.
+template <class Number>
+FUSED_LSTM_CELL Gates<Number> variant_state_backward(const Gates<Number>& gate,
+                                                     const Number& c_prev, const Number& dz_o,
+                                                     const CellVariant<Number>& v, Number& dc) {
+  Gates<Number> dz;
+  dz.o = dz_o;
+  if (v.peepholes) dc = fma(v.p_o, dz_o, dc);
+  if (v.clips_cell) dc = within(fma(gate.f, c_prev, gate.i * gate.g), v.cell_clip, dc);
+  const Number dc_i = dc * gate.i;
+  dz.g = dc_i * one_minus_square(gate.g);
+  if (v.coupled) {
+    dz.i = dc_i * (gate.g - c_prev) * one_minus(gate.i);
+    dz.f = dz.i;
+    dc = dc * gate.f;
+  } else {
+    dz.i = dc_i * gate.g * one_minus(gate.i);
+    dc = dc * gate.f;
+    dz.f = dc * c_prev * one_minus(gate.f);
+  }
+  if (v.peepholes) {
+    dc = fma(v.p_i, dz.i, dc);
+    if (!v.coupled) dc = fma(v.p_f, dz.f, dc);
+  }
+  return dz;
+}
+
 }  // namespace fused_lstm

@@ -428,6 +428,34 @@ MUTANTS += [
         "test_special",
         "emulated512",
     ),
+    Mutant(
+        "LayerNorm counts the padding",
+        "cpu/recurrence_rows.h",
+        "k < whole ? apart : first_lanes(apart, static_cast<int>(H % W))",
+        "apart",
+        "test_recurrence",
+    ),
+    Mutant(
+        "the peephole of o sees the cell before",
+        "gate_math.h",
+        "z.o = fma(v.p_o, c, z.o);",
+        "z.o = fma(v.p_o, c_prev, z.o);",
+        "test_recurrence",
+    ),
+    Mutant(
+        "a gradient passes a clipped cell",
+        "gate_math.h",
+        "if (v.clips_cell) dc = within(",
+        "if (false) dc = within(",
+        "test_recurrence",
+    ),
+    Mutant(
+        "sums of a task forgotten",
+        "cpu/recurrence_backward.h",
+        "for (int64_t i = 1; i < plan_.tasks; ++i)",
+        "for (int64_t i = 2; i < plan_.tasks; ++i)",
+        "test_recurrence",
+    ),
 ]
 
 

@@ -212,6 +212,7 @@ const char* isa_name(Isa isa) {
   return "unknown";
 }
 
+const Kernels& active_kernels() { return *kernels_of(active_isa()); }
 bool isa_runs_here(Isa isa) { return kernels_of(isa) != nullptr && processor_has(isa); }
 Isa active_isa() { return chosen_isa().load(std::memory_order_relaxed); }
 bool set_isa(Isa isa) {

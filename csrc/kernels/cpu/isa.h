@@ -32,6 +32,11 @@ struct Tag {};
 #include "forward.h"
 #include "recompute.h"
 #include "backward.h"
+#if !defined(FUSED_LSTM_ONLY_BFLOAT16)
+#include "recurrence_rows.h"
+#include "recurrence_forward.h"
+#include "recurrence_backward.h"
+#endif
 // clang-format on
 
 // Calls f(s, e) with a value of the stored and of the computed type of dtype.
@@ -106,8 +111,49 @@ inline void run_backward(const Problem& problem, const Gradients& gradients, con
   });
 }
 
+#if !defined(FUSED_LSTM_ONLY_BFLOAT16)
+inline size_t recurrence_forward_workspace(const Recurrence& q, const RecurrenceOutputs& outputs,
+                                           const RecurrencePlan& plan) {
+  return with_recurrence(q, [&](auto e, auto gates, auto normalises) {
+    return RecurrenceForward<decltype(e), gates, normalises>(q, outputs, plan, nullptr)
+        .workspace_bytes();
+  });
+}
+
+inline void run_recurrence_forward(const Recurrence& q, const RecurrenceOutputs& outputs,
+                                   const RecurrencePlan& plan, void* workspace,
+                                   const Parallel& parallel) {
+  with_recurrence(q, [&](auto e, auto gates, auto normalises) {
+    RecurrenceForward<decltype(e), gates, normalises>(q, outputs, plan, workspace).run(parallel);
+  });
+}
+
+inline size_t recurrence_backward_workspace(const Recurrence& q,
+                                            const RecurrenceGradients& gradients,
+                                            const RecurrencePlan& plan) {
+  return with_recurrence(q, [&](auto e, auto gates, auto normalises) {
+    return RecurrenceBackward<decltype(e), gates, normalises>(q, gradients, plan, nullptr)
+        .workspace_bytes();
+  });
+}
+
+inline void run_recurrence_backward(const Recurrence& q, const RecurrenceGradients& gradients,
+                                    const RecurrencePlan& plan, void* workspace,
+                                    const Parallel& parallel) {
+  with_recurrence(q, [&](auto e, auto gates, auto normalises) {
+    RecurrenceBackward<decltype(e), gates, normalises>(q, gradients, plan, workspace).run(parallel);
+  });
+}
+
+constexpr RecurrenceKernels kRecurrence = {recurrence_forward_workspace, run_recurrence_forward,
+                                           recurrence_backward_workspace, run_recurrence_backward};
+#else
+constexpr RecurrenceKernels kRecurrence = {};  // never asked for: it knows no bfloat16
+#endif
+
 constexpr Kernels kKernels = {facts,       reserve_size,       forward_workspace,
-                              run_forward, backward_workspace, run_backward};
+                              run_forward, backward_workspace, run_backward,
+                              kRecurrence};
 
 }  // namespace FUSED_LSTM_ISA_NAMESPACE
 }  // namespace cpu

@@ -3,10 +3,27 @@
 #pragma once
 
 #include "../lstm.h"
+#include "../recurrence.h"
 #include "plan.h"
 
 namespace fused_lstm {
 namespace cpu {
+
+// How a recurrence is shared out: rows in `tasks` blocks, over at most `threads` threads.
+struct RecurrencePlan {
+  int32_t threads = 1;
+  int64_t tasks = 1;
+};
+
+struct RecurrenceKernels {
+  size_t (*forward_workspace)(const Recurrence&, const RecurrenceOutputs&, const RecurrencePlan&);
+  void (*forward)(const Recurrence&, const RecurrenceOutputs&, const RecurrencePlan&,
+                  void* workspace, const Parallel&);
+  size_t (*backward_workspace)(const Recurrence&, const RecurrenceGradients&,
+                               const RecurrencePlan&);
+  void (*backward)(const Recurrence&, const RecurrenceGradients&, const RecurrencePlan&,
+                   void* workspace, const Parallel&);
+};
 
 struct Kernels {
   Facts (*facts)(DType dtype);  // caches are left to the dispatcher
@@ -15,8 +32,10 @@ struct Kernels {
   void (*forward)(const Problem&, const Outputs&, const Plan&, void* workspace, const Parallel&);
   size_t (*backward_workspace)(const Problem&, const Gradients&, const Plan&);
   void (*backward)(const Problem&, const Gradients&, const Plan&, void* workspace, const Parallel&);
+  RecurrenceKernels recurrence;
 };
 
+const Kernels& active_kernels();  // those of active_isa(), for float32 and float64
 const Kernels* portable_kernels();
 const Kernels* avx2_kernels();             // null where this build or architecture has none
 const Kernels* avx512_kernels();           // likewise

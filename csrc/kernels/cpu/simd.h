@@ -54,6 +54,10 @@ FL_INLINE Vec<float> absolute(Vec<float> x) { return {_mm512_abs_ps(x.v)}; }
 FL_INLINE Vec<float> with_sign_of(Vec<float> x, Vec<float> magnitude) {
   return {_mm512_or_ps(magnitude.v, _mm512_and_ps(x.v, _mm512_set1_ps(-0.0)))};
 }
+// value where |x| <= limit, else zero, as where x is NaN.
+FL_INLINE Vec<float> within(Vec<float> x, Vec<float> limit, Vec<float> value) {
+  return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(absolute(x).v, limit.v, _CMP_LE_OQ), value.v)};
+}
 // x * 2^n for an integral n.
 FL_INLINE Vec<float> scale2(Vec<float> x, Vec<float> n) { return {_mm512_scalef_ps(x.v, n.v)}; }
 // 1 / (x + low) with |low| below an ulp of x, within 1 ulp: the divider is slow at 512 bits, so a
@@ -125,6 +129,9 @@ FL_INLINE Vec<double> absolute(Vec<double> x) { return {_mm512_abs_pd(x.v)}; }
 FL_INLINE Vec<double> with_sign_of(Vec<double> x, Vec<double> magnitude) {
   return {_mm512_or_pd(magnitude.v, _mm512_and_pd(x.v, _mm512_set1_pd(-0.0)))};
 }
+FL_INLINE Vec<double> within(Vec<double> x, Vec<double> limit, Vec<double> value) {
+  return {_mm512_maskz_mov_pd(_mm512_cmp_pd_mask(absolute(x).v, limit.v, _CMP_LE_OQ), value.v)};
+}
 FL_INLINE Vec<double> scale2(Vec<double> x, Vec<double> n) { return {_mm512_scalef_pd(x.v, n.v)}; }
 FL_INLINE Vec<double> quotient(Vec<double> a, Vec<double> b) { return {_mm512_div_pd(a.v, b.v)}; }
 FL_INLINE Vec<double> reciprocal(Vec<double> x, Vec<double> low) {
@@ -191,6 +198,9 @@ FL_INLINE Vec<float> absolute(Vec<float> x) {
 FL_INLINE Vec<float> with_sign_of(Vec<float> x, Vec<float> magnitude) {
   return {_mm256_or_ps(magnitude.v, _mm256_and_ps(x.v, _mm256_set1_ps(-0.0)))};
 }
+FL_INLINE Vec<float> within(Vec<float> x, Vec<float> limit, Vec<float> value) {
+  return {_mm256_and_ps(_mm256_cmp_ps(absolute(x).v, limit.v, _CMP_LE_OQ), value.v)};
+}
 // x * 2^n for an integral n in [-126, 127].
 FL_INLINE Vec<float> scale2(Vec<float> x, Vec<float> n) {
   const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n.v), _mm256_set1_epi32(127));
@@ -240,6 +250,9 @@ FL_INLINE Vec<double> absolute(Vec<double> x) {
 }
 FL_INLINE Vec<double> with_sign_of(Vec<double> x, Vec<double> magnitude) {
   return {_mm256_or_pd(magnitude.v, _mm256_and_pd(x.v, _mm256_set1_pd(-0.0)))};
+}
+FL_INLINE Vec<double> within(Vec<double> x, Vec<double> limit, Vec<double> value) {
+  return {_mm256_and_pd(_mm256_cmp_pd(absolute(x).v, limit.v, _CMP_LE_OQ), value.v)};
 }
 FL_INLINE Vec<double> scale2(Vec<double> x, Vec<double> n) {  // n in [-1022, 1023]
   const __m256i exponent =
@@ -353,6 +366,10 @@ template <class E>
 FL_INLINE Vec<E> with_sign_of(Vec<E> x, Vec<E> magnitude) {
   using Bits = typename Vec<E>::Bits;
   return {reinterpret_cast<typename Vec<E>::Lanes>(x.sign() | reinterpret_cast<Bits>(magnitude.v))};
+}
+template <class E>
+FL_INLINE Vec<E> within(Vec<E> x, Vec<E> limit, Vec<E> value) {
+  return {absolute(x).v <= limit.v ? value.v : typename Vec<E>::Lanes{}};
 }
 template <class E>
 FL_INLINE Vec<E> scale2(Vec<E> x, Vec<E> n) {

@@ -1,0 +1,101 @@
+// The entry points of the recurrence: checks, how rows are shared out, and the call of the kernels
+// of the instruction set that dispatch.cpp has chosen.
+#include "../recurrence.h"
+
+#include "kernels.h"
+
+namespace fused_lstm {
+namespace cpu {
+namespace {
+
+// A row's products stay in L2 between the product and the cells; a block of fewer rows would read
+// W_hh too often where it comes from farther away.
+constexpr int64_t kBlockBytes = 128 << 10;
+constexpr int64_t kLeastRows = 24;
+// Below this many multiply-adds a call is not worth waking threads.
+constexpr int64_t kCallWork = 1'000'000;
+
+int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
+int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
+int64_t element_bytes(const Recurrence& q) { return q.dtype == DType::kFloat64 ? 8 : 4; }
+
+Status check(const Recurrence& q) {
+  if (q.dtype != DType::kFloat32 && q.dtype != DType::kFloat64) return Status::kUnsupported;
+  if (q.T < 1 || q.B < 1 || q.H < 1 || (q.gates != 3 && q.gates != 4)) return Status::kBadArgument;
+  if (q.zx == nullptr || q.w_hh == nullptr) return Status::kBadArgument;
+  if ((q.ln_hh == nullptr) != (q.ln_c == nullptr)) return Status::kBadArgument;
+  if (q.ln_c == nullptr && q.ln_c_bias != nullptr) return Status::kBadArgument;
+  if (!(q.cell_clip > 0) || !(q.hidden_clip > 0)) return Status::kBadArgument;
+  return Status::kOk;
+}
+
+RecurrencePlan plan_of(const Recurrence& q, int32_t threads) {
+  RecurrencePlan plan;
+  const bool small = q.T * q.B * q.gates * q.H * q.H < kCallWork;
+  plan.threads = small || threads < 1 ? 1 : threads;
+  const int64_t row_bytes = q.gates * q.H * element_bytes(q);
+  const int64_t rows = max_of(kLeastRows, kBlockBytes / row_bytes);
+  const int64_t blocks = (q.B + rows - 1) / rows;
+  const int64_t rounds = (blocks + plan.threads - 1) / plan.threads;
+  plan.tasks = min_of(q.B, rounds * plan.threads);  // as many for every thread
+  return plan;
+}
+
+}  // namespace
+
+// As Records in recurrence_rows.h lays it out, in whole lines of 64 bytes.
+size_t recurrence_reserve_bytes(const Recurrence& q) {
+  const int64_t line = 64 / element_bytes(q), units = (q.H + line - 1) / line * line;
+  const int64_t normalised = q.ln_hh != nullptr ? units * q.gates + line : 0;
+  return static_cast<size_t>(q.T * q.B * (units * (1 + q.gates) + normalised) * element_bytes(q));
+}
+
+size_t recurrence_forward_workspace_bytes(const Recurrence& q, bool training, int32_t threads) {
+  static char somewhere;  // the size does not depend on where the reserve is
+  RecurrenceOutputs outputs;
+  outputs.reserve = training ? &somewhere : nullptr;
+  return active_kernels().recurrence.forward_workspace(q, outputs, plan_of(q, threads));
+}
+
+size_t recurrence_backward_workspace_bytes(const Recurrence& q, int32_t threads) {
+  return active_kernels().recurrence.backward_workspace(q, RecurrenceGradients{},
+                                                        plan_of(q, threads));
+}
+
+Status recurrence_forward(const Recurrence& q, const RecurrenceOutputs& outputs, void* workspace,
+                          size_t workspace_bytes, const Parallel& parallel) {
+  const Status status = check(q);
+  if (status != Status::kOk) return status;
+  if (outputs.y == nullptr || outputs.h_n == nullptr || outputs.c_n == nullptr ||
+      workspace == nullptr) {
+    return Status::kBadArgument;
+  }
+  const RecurrencePlan plan = plan_of(q, parallel.threads);
+  const RecurrenceKernels& kernels = active_kernels().recurrence;
+  if (kernels.forward_workspace(q, outputs, plan) > workspace_bytes) {
+    return Status::kWorkspaceTooSmall;
+  }
+  kernels.forward(q, outputs, plan, workspace, parallel);
+  return Status::kOk;
+}
+
+Status recurrence_backward(const Recurrence& q, const RecurrenceGradients& gradients,
+                           void* workspace, size_t workspace_bytes, const Parallel& parallel) {
+  const Status status = check(q);
+  if (status != Status::kOk) return status;
+  const bool has_dzh = q.ln_hh == nullptr || gradients.dzh != nullptr;
+  if (gradients.reserve == nullptr || gradients.dzx == nullptr || !has_dzh ||
+      workspace == nullptr) {
+    return Status::kBadArgument;
+  }
+  const RecurrencePlan plan = plan_of(q, parallel.threads);
+  const RecurrenceKernels& kernels = active_kernels().recurrence;
+  if (kernels.backward_workspace(q, gradients, plan) > workspace_bytes) {
+    return Status::kWorkspaceTooSmall;
+  }
+  kernels.backward(q, gradients, plan, workspace, parallel);
+  return Status::kOk;
+}
+
+}  // namespace cpu
+}  // namespace fused_lstm
