@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <initializer_list>
 
+#include "options.h"
 #include "pieces.h"
 #include "steps.h"
 
@@ -23,6 +24,7 @@ const char* refusal(const Problem& p, const Launch& launch) {
   if (launch.device.arch < kOldestArch) return "needs sm_80";
   if (launch.device.arch > kNewestArch) return "not compiled for sm_100 and newer yet";
   if (p.weights[0].w_hr != nullptr || p.P != p.H) return "h is projected";
+  if (has_options(p) || p.recompute) return "the call has options";
   if (p.H > kMostUnits) return "H is too large";
   if (launch.device.sms < 1) return "the device has no multiprocessors";
   if (p.T > INT32_MAX || p.B > INT32_MAX || p.I > INT32_MAX) return "a size needs 64 bits";
