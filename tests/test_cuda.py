@@ -47,9 +47,9 @@ class StandIn:
         return None
 
     def explain_plan(self, *arguments: Any) -> str:
-        *sizes, training, tf32, facts, measured = arguments
+        *sizes, training, tf32, facts, measured, options = arguments
         assert (facts, measured) == (FACTS, None)
-        return f"stand-in {sizes} training={training} tf32={tf32}"
+        return f"stand-in {sizes} training={training} tf32={tf32} options={options}"
 
 
 @pytest.fixture
@@ -151,6 +151,8 @@ def test_explain_plan_on_gpu() -> None:
         patch.setattr(torch.backends.cudnn.rnn, "fp32_precision", "ieee")
         strict = fused_lstm.explain_plan((T, B, I, H), device="cuda:1", training=False)
     assert f"stand-in {[T, B, I, H, H, 1, 'float32']} training=False tf32=False" in strict
+    assert "options=False" in strict
+    assert "options=True" in fused_lstm.explain_plan((T, B, I, H), device="cuda:1", options=True)
     assert strict.endswith("these kernels have run on the CPU stand-in only")
     assert "tf32=True" in fused_lstm.explain_plan((T, B, I, H), device="cuda:1", proj_size=3)
     assert "no kernel for device 'meta'" in fused_lstm.explain_plan(lstm, T, B)
@@ -217,6 +219,35 @@ def test_reserve_is_the_cuda_kernels() -> None:
         1536 + 512,
     )  # each up to a multiple of 256, as in kernels/cuda/reserve.h
     assert reserve.device == torch.device("cuda:0")
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("recompute", [True, False])
+def test_operators_compute_calls_with_options_on_gpu(recompute: bool) -> None:
+    extras = {"zoneout": (0.1, 0.2), "recompute": recompute}
+    reserves = {True: 512, False: 1536 + 512}  # of cells, and gates
+    lstm = fused_lstm.LSTM(I, H, **extras, device="meta")
+    with fake_gpu() as seen, torch.enable_grad():
+        lstm = lstm.to_empty(device="cuda:0")
+        lengths = torch.empty(B, dtype=torch.int64, device="cuda:0")
+        y, _, cells = lstm(on_gpu(T, B, I), lengths=lengths, return_cells=True)
+        (y.sum() + cells.sum()).backward()
+    drawn, forward, backward = seen.calls
+    assert drawn[0] == "fused_lstm.keep_bits.default"
+    assert forward[0] == "fused_lstm.marked_forward.default"
+    assert backward[0] == "fused_lstm.marked_backward.default"
+    assert y.device == cells.device == torch.device("cuda:0")
+    assert backward[1][-3].shape == (reserves[recompute],)
+
+
+@pytest.mark.usefixtures("kernels")
+def test_options_with_a_projection_have_no_kernel_on_gpu() -> None:
+    with fake_gpu() as seen:
+        state = fused_lstm.lstm(on_gpu(T, B, I), None, weights(3), proj_size=3, return_cells=True)
+    assert not seen.calls
+    assert state[2].shape == (T, B, H)
+    plan = fused_lstm.explain_plan((T, B, I, H), device="cuda:0", proj_size=3, options=True)
+    assert plan.startswith("the specification in plain PyTorch (no kernel with a proj_size")
 
 
 @pytest.fixture

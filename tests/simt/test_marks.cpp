@@ -123,5 +123,19 @@ int main(int argc, char** argv) {
       k % 4 < 2 ? check_unmarked(suite, c, kStepwise) : check_random_marks(suite, c, kStepwise);
     }
   }
+  const Shape shapes[] = {{9, 5, 3, 7}, {4, 11, 70, 33}, {6, 3, 2, 64}, {3, 18, 5, 100}};
+  for (const Shape& shape : shapes) {
+    for (const Kind& kind : kKinds) {
+      Case c = case_of(random, shape, kind);
+      draw_options(random, c);
+      c.P = 0;
+      check(suite, c, kSingleBlock, 1);
+      if (c.packed != 0) continue;
+      check_unmarked(suite, c, kSingleBlock);
+      check_random_marks(suite, c, kSingleBlock);
+      check_reserve(suite, c, kStepwise, kSingleBlock);
+      check_reserve(suite, c, kSingleBlock, kStepwise);
+    }
+  }
   return suite.finish();
 }
