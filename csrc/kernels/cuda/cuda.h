@@ -95,7 +95,8 @@ Status forward(const Problem& problem, const Outputs& outputs, void* workspace,
                size_t workspace_bytes, const Launch& launch);
 Status backward(const Problem& problem, const Gradients& gradients, void* workspace,
                 size_t workspace_bytes, const Launch& launch);
-// Fills bits.keep: what cpu::keep_bits draws, to the bit. Of the launch only the stream is looked at.
+// Fills bits.keep: what cpu::keep_bits draws, to the bit. Of the launch only the stream is looked
+// at.
 Status keep_bits(const KeepBits& bits, const Launch& launch);
 const char* last_error();  // of this thread; never null
 // Fills in device.clusters by what occupancy says of the present device.

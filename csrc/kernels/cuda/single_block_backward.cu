@@ -46,8 +46,8 @@ Status backward(const Problem& problem, const Gradients& gradients, void* worksp
     const DenseScratch dense = {scratch.dz, scratch.h_prev, scratch.x,
                                 scratch.db, chosen.blocks,  scratch.sums};
     if (problem.recompute) {
-      queue_gates<Stored<decltype(element)>>(queue, problem, gradients, dense, sequence,
-                                             scratch.z, scratch.z_rows);
+      queue_gates<Stored<decltype(element)>>(queue, problem, gradients, dense, sequence, scratch.z,
+                                             scratch.z_rows);
     }
     queue_recurrence<decltype(element)>(queue, problem, gradients, chosen, scratch, sequence);
     queue_weight_gradients<Stored<decltype(element)>>(queue, problem, gradients, dense, sequence);

@@ -338,8 +338,7 @@ DEVICE void begin_row(const BackwardCall<T>& call, const BlockRows& block, int r
 }
 template <class T>
 DEVICE void fetch_row(const BackwardCall<T>& call, const BlockRows& block, int row, int s,
-                      int64_t first, int64_t before, const UnitPair& pair,
-                      OptionRowState<T>& to) {
+                      int64_t first, int64_t before, const UnitPair& pair, OptionRowState<T>& to) {
   to.fetch(call, block, row, s, first, before, pair);
 }
 template <class T, bool kOptions>

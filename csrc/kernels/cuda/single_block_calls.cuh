@@ -82,14 +82,14 @@ BackwardCall<T> backward_call(const Problem& p, const Gradients& gradients, void
   call.dcells = static_cast<const T*>(gradients.dcells);
   call.dcells_t = gradients.dcells_t;
   call.dcells_b = gradients.dcells_b;
-  call.wide_dcells =
-      pairs_are_aligned(call.dcells, call.dcells_t, call.dcells_b, p.H, sizeof(T));
+  call.wide_dcells = pairs_are_aligned(call.dcells, call.dcells_t, call.dcells_b, p.H, sizeof(T));
   const ReserveLayout reserve = reserve_layout(p);
   const char* const base = static_cast<const char*>(gradients.reserve);
   for (int32_t d = 0; d < p.D; ++d) {
     call.cells[d] = reinterpret_cast<const float*>(base + reserve.cells[d]);
     call.dz[d] = static_cast<T*>(dz) + d * row_count(p) * 4 * p.H;
-    // Gates that were computed again lie where dz will: a lane reads its own before it writes there.
+    // Gates that were computed again lie where dz will: a lane reads its own before it writes
+    // there.
     call.gates[d] = p.recompute ? call.dz[d] : reinterpret_cast<const T*>(base + reserve.gates[d]);
   }
   return call;
@@ -147,8 +147,7 @@ void queue_previous_h(Queue& queue, const Problem& p, const Gradients& gradients
   const T* const y = static_cast<const T*>(gradients.y) + d * p.H;
   const int64_t y_t = p.batch_sizes != nullptr ? 0 : gradients.y_t;
   if (changes_h(p)) {
-    const GatherH<T> gather = {read_h_of<T>(p, d), 0,   p.T * p.B,
-                               y,                  y_t, gradients.y_b,
+    const GatherH<T> gather = {read_h_of<T>(p, d), 0, p.T * p.B, y, y_t, gradients.y_b,
                                static_cast<T*>(to)};
     return queue.run(gather_h_kernel<T>, cover(gather.rows, p.H), gather);
   }
@@ -172,8 +171,9 @@ void queue_previous_h(Queue& queue, const Problem& p, const Gradients& gradients
 template <class T>
 Operand queue_finite_x(Queue& queue, const Problem& p, void* room) {
   if (p.marks == nullptr || room == nullptr) return queue_x<T>(queue, p, room);
-  const GatherX<T> gather = {marks_of(p, 0), 0,     p.T * p.B, p.I, static_cast<const T*>(p.x),
-                             p.x_t,          p.x_b, static_cast<T*>(room)};
+  const GatherX<T> gather = {
+      marks_of(p, 0),       0, p.T * p.B, p.I, static_cast<const T*>(p.x), p.x_t, p.x_b,
+      static_cast<T*>(room)};
   queue.run(gather_x_kernel<T>, cover(gather.rows, p.I), gather);
   return {room, p.I};
 }
@@ -216,8 +216,8 @@ struct DenseScratch {
   float* sums;
 };
 
-// Gates that the reserve does not hold -> dz's place, a stretch of rows at a time: z [z_rows, 4H] as
-// summed, or null where that has the stored type.
+// Gates that the reserve does not hold -> dz's place, a stretch of rows at a time: z [z_rows, 4H]
+// as summed, or null where that has the stored type.
 template <class T>
 void queue_gates(Queue& queue, const Problem& p, const Gradients& gradients,
                  const DenseScratch& scratch, const Sequence& sequence, float* z, int64_t z_rows) {

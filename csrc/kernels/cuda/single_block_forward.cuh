@@ -205,7 +205,7 @@ DEVICE void forward_cells(const ForwardCall<Stored<Element>>& call, const BlockR
 // What a lane keeps of a row for the options.
 template <class T>
 struct ForwardRow {
-  float h[2];  // as it is in y
+  float h[2];        // as it is in y
   MarkWindow marks;  // of the present step and of the next
   uint32_t keep;
 
@@ -267,7 +267,8 @@ DEVICE void forward_cells_with_options(const ForwardCall<Stored<Element>>& call,
   }
   store_cells(call, block, row, time, !ended && !stays, first, pair, z, stored_c, stored_h);
   if (call.all_cells != nullptr) {
-    const int64_t at = ((first + block.first_row + row) * gridDim.y + block.direction) * call.hidden;
+    const int64_t at =
+        ((first + block.first_row + row) * gridDim.y + block.direction) * call.hidden;
     store_pair(call.all_cells + at + pair.unit, stored_c[0], stored_c[1], call.wide_all_cells,
                pair.both);
   }

@@ -1,9 +1,9 @@
 // The options of marks.cuh in the single-block family: what a lane keeps of a row for them. Kernels
 // have instances of their own for such calls (kOptions), so that the others stay as they are.
 //
-// There all rows take part in all steps, and a byte of marks says what each step is. State that lies
-// in registers needs no distinction between a first step and another one: a row that has not begun
-// holds its initial state.
+// There all rows take part in all steps, and a byte of marks says what each step is. State that
+// lies in registers needs no distinction between a first step and another one: a row that has not
+// begun holds its initial state.
 #pragma once
 
 #include "marks.cuh"
@@ -19,8 +19,8 @@ struct StepOptions {
   bool zones;            // units keep h and c: by bits, or shares of them
   const uint8_t* keep;   // ? [T, B, D*H]
   float h, c;
-  const T* h_factors;               // ? [D, B, H]
-  bool wide_keep, wide_h_factors;   // their pairs of units are aligned
+  const T* h_factors;              // ? [D, B, H]
+  bool wide_keep, wide_h_factors;  // their pairs of units are aligned
 };
 
 // Marks of steps that follow each other, in the order of the walk; the newest comes last.
@@ -47,8 +47,7 @@ template <class T>
 DEVICE uint32_t keep_at(const StepOptions<T>& options, const BlockRows& block, int row, int s,
                         int hidden, const UnitPair& pair, int directions) {
   if (options.keep == nullptr || s >= block.steps || row >= block.rows || !pair.exists) return 0;
-  const int64_t step_row =
-      int64_t{block.time(s)} * block.sequence.batch + block.first_row + row;
+  const int64_t step_row = int64_t{block.time(s)} * block.sequence.batch + block.first_row + row;
   const uint8_t* const from =
       options.keep + (step_row * directions + block.direction) * hidden + pair.unit;
   if (options.wide_keep) return *reinterpret_cast<const uint16_t*>(from);

@@ -106,7 +106,8 @@ void with_element(DType dtype, bool strict, const Run& run) {
   }
 }
 
-// Calls run(units, rows, options) with std::integral_constants for the instance that the tiles name; see is_built.
+// Calls run(units, rows, options) with std::integral_constants for the instance that the tiles
+// name; see is_built.
 template <class Element, bool kBackward, int kIndex = 0, class Run>
 void with_tiles(const Tiles& tiles, const Run& run) {
   constexpr int kBytes = sizeof(Stored<Element>), kThis = kUnits[kIndex];
