@@ -41,6 +41,7 @@ def explain_plan(
     training: bool,
     tf32: bool,
     facts: dict[str, int],
+    measured: str | None = None,  # the family that was measured to be the quickest
     options: bool = False,  # what nn.LSTM lacks, as cells of every step
 ) -> str:
     """One line: how the kernels compute a problem of these sizes on a device with these facts."""
