@@ -25,6 +25,7 @@ from fused_lstm.extras import Extras
 T, B, I, H = 4, 3, 5, 7  # noqa: E741
 FACTS = {"arch": 90, "sms": 132, "shared_per_block": 232448, "shared_per_sm": 233472}
 FORWARD = "fused_lstm.forward.default"
+OPERATORS = ("forward", "backward", "marked_forward", "marked_backward", "keep_bits")
 
 
 class StandIn:
@@ -372,7 +373,7 @@ def test_require_cuda_says_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
         _extension.require_cuda()
 
 
-@pytest.mark.parametrize("operator", ["forward", "backward"])
+@pytest.mark.parametrize("operator", OPERATORS)
 def test_a_full_gpu_is_torchs_own_error(operator: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the extension can only say in words arrives as the class that programs catch."""
 
@@ -381,15 +382,15 @@ def test_a_full_gpu_is_torchs_own_error(operator: str, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(ops, f"_{operator}", no_memory)
     with pytest.raises(torch.OutOfMemoryError, match="could not allocate"):
-        getattr(ops, operator)(*[None] * 7)
+        getattr(ops, operator)(*[None] * 8)
 
 
-@pytest.mark.parametrize("operator", ["forward", "backward"])
+@pytest.mark.parametrize("operator", OPERATORS)
 def test_any_other_error_stays_what_it_was(operator: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> Any:
         raise RuntimeError("fused_lstm: x: expected 5 features in its last dimension, got 4")
 
     monkeypatch.setattr(ops, f"_{operator}", refuse)
     with pytest.raises(RuntimeError, match="expected 5 features") as raised:
-        getattr(ops, operator)(*[None] * 7)
+        getattr(ops, operator)(*[None] * 8)
     assert type(raised.value) is RuntimeError
