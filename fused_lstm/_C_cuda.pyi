@@ -25,7 +25,9 @@ def set_fault(index: int) -> None:
 def set_across_blocks(on: bool) -> None:
     """Whether the plan may choose cluster and grid, whose blocks wait for each other."""
 
-def reserve_bytes(T: int, B: int, I: int, H: int, P: int, D: int, dtype: str) -> int:
+def reserve_bytes(
+    T: int, B: int, I: int, H: int, P: int, D: int, dtype: str, recompute: bool = False
+) -> int:
     """What forward keeps for backward."""
 
 def explain_plan(
@@ -39,5 +41,7 @@ def explain_plan(
     training: bool,
     tf32: bool,
     facts: dict[str, int],
+    measured: str | None = None,  # the family that was measured to be the quickest
+    options: bool = False,  # what nn.LSTM lacks, as cells of every step
 ) -> str:
     """One line: how the kernels compute a problem of these sizes on a device with these facts."""

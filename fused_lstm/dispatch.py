@@ -275,10 +275,8 @@ def _no_kernel(device: torch.device, dtype: torch.dtype) -> str | None:
     return obstacle
 
 
-def _no_marked_kernel(device: torch.device, proj_size: int) -> str | None:
+def _no_marked_kernel(proj_size: int) -> str | None:
     """The same for a call with resets, lengths, cells or extras."""
-    if device.type == "cuda":
-        return "no CUDA kernel with reset, lengths, return_cells or extras"
     return "no kernel with a proj_size and such options" if proj_size else None
 
 
@@ -417,14 +415,14 @@ def explain_plan(
     options = options or (extras is not None and extras.act(training))
     if options:
         instead = "the specification in plain PyTorch"
-        obstacle = obstacle or _no_marked_kernel(device, proj_size)
+        obstacle = obstacle or _no_marked_kernel(proj_size)
     lines = []
     for layer in range(layers):
         features = features if layer == 0 else D * P
         if obstacle is None:
             sizes = (T, B, features, H, P, D, str(dtype).removeprefix("torch."), training)
             if device.type == "cuda":
-                line = _cuda_plan(sizes, device)
+                line = _cuda_plan(sizes, device, options)
             else:
                 line = _cpu_plan(sizes, threads, options)
         else:
@@ -444,11 +442,11 @@ def _cpu_plan(sizes: tuple[Any, ...], threads: int | None, options: bool) -> str
     return plan
 
 
-def _cuda_plan(sizes: tuple[Any, ...], device: torch.device) -> str:
+def _cuda_plan(sizes: tuple[Any, ...], device: torch.device, options: bool) -> str:
     module = _extension.require_cuda()
     index, tf32 = _index(device), function.tf32_allowed()
     measured = module.choice(index, *sizes, tf32, False)
-    plan: str = module.explain_plan(*sizes, tf32, module.device_facts(index), measured)
+    plan: str = module.explain_plan(*sizes, tf32, module.device_facts(index), measured, options)
     return f"{plan}; these kernels have run on the CPU stand-in only"
 
 

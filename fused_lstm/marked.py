@@ -3,9 +3,8 @@ factors of h before the gates, gates computed again in backward.
 
 As `function.py`, with operators of their own, so that a call without these options is what it was.
 What a row's steps are is told by `marks`, a byte for each row of each step, and which units zoneout
-keeps by `keep`, a byte for each of them (see ops.py). There is no kernel on a GPU, nor for a
-projection with anything but recompute; there and under torch.func the layer is computed by
-`reference.py`.
+keeps by `keep`, a byte for each of them (see ops.py). There is no kernel for a projection with
+anything but recompute; there and under torch.func the layer is computed by `reference.py`.
 """
 
 from collections.abc import Callable

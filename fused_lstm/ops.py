@@ -99,7 +99,10 @@ def marked_forward(
 
     schema.cpp says what the options are. There may be a w_hr with recompute alone.
     """
-    return _marked_forward(x, marks, h0, c0, *weights_options_save_tf32)
+    try:
+        return _marked_forward(x, marks, h0, c0, *weights_options_save_tf32)
+    except RuntimeError as error:
+        raise _as_torch_has_it(error) from None
 
 
 def marked_backward(
@@ -114,7 +117,10 @@ def marked_backward(
     *rest: Any,  # ten weights, keep to recompute as forward had them, y, reserve, needs, tf32
 ) -> tuple[Tensor, ...]:
     """As `backward`."""
-    return _marked_backward(dy, dh_n, dc_n, dcells, x, marks, h0, c0, *rest)
+    try:
+        return _marked_backward(dy, dh_n, dc_n, dcells, x, marks, h0, c0, *rest)
+    except RuntimeError as error:
+        raise _as_torch_has_it(error) from None
 
 
 def keep_bits(
@@ -124,7 +130,10 @@ def keep_bits(
 
     They follow from seed ([] int64 on the CPU), stream and their place alone.
     """
-    return _keep_bits(like, seed, stream, T, B, U, h, c)
+    try:
+        return _keep_bits(like, seed, stream, T, B, U, h, c)
+    except RuntimeError as error:
+        raise _as_torch_has_it(error) from None
 
 
 def computes_now(x: Tensor) -> bool:

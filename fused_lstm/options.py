@@ -3,9 +3,9 @@
 
 `functional.lstm` sends a call with one of these options here, and only such a call. Resets and
 lengths are checked and become marks, a byte for each row of each step; `marked_stack` runs the
-layers, by the operators of `marked.py` on the CPU and by the specification in `reference.py`
-elsewhere: on a GPU, with a projection, under torch.func, and in graphs that must run without this
-package.
+layers, by the operators of `marked.py` wherever a plain call has a kernel, and by the specification
+in `reference.py` elsewhere: with a projection, under torch.func, and in graphs that must run
+without this package.
 """
 
 import functools
@@ -99,8 +99,7 @@ def marked_stack(
     extras: Extras,
 ) -> marked.Results:
     """All layers of a checked call: y, h_n, c_n, and the last layer's cells if they are wanted."""
-    by_kernel = x.is_cpu and not dispatch._transforms()
-    by_kernel = by_kernel and not dispatch._must_use_torch(x, hx, weights)
+    by_kernel = not dispatch._transforms() and not dispatch._must_use_torch(x, hx, weights)
     if options.proj_size and (marks is not None or return_cells or extras.recurrent_dropout):
         by_kernel = False
     layer_of: Any = marked.marked_layer if by_kernel else marked.reference_layer

@@ -19,11 +19,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fused_lstm
-from fused_lstm import _extension, function, ops
+from fused_lstm import _extension, function, marked, ops
+from fused_lstm.extras import Extras
 
 T, B, I, H = 4, 3, 5, 7  # noqa: E741
 FACTS = {"arch": 90, "sms": 132, "shared_per_block": 232448, "shared_per_sm": 233472}
 FORWARD = "fused_lstm.forward.default"
+OPERATORS = ("forward", "backward", "marked_forward", "marked_backward", "keep_bits")
 
 
 class StandIn:
@@ -47,9 +49,9 @@ class StandIn:
         return None
 
     def explain_plan(self, *arguments: Any) -> str:
-        *sizes, training, tf32, facts, measured = arguments
+        *sizes, training, tf32, facts, measured, options = arguments
         assert (facts, measured) == (FACTS, None)
-        return f"stand-in {sizes} training={training} tf32={tf32}"
+        return f"stand-in {sizes} training={training} tf32={tf32} options={options}"
 
 
 @pytest.fixture
@@ -151,6 +153,8 @@ def test_explain_plan_on_gpu() -> None:
         patch.setattr(torch.backends.cudnn.rnn, "fp32_precision", "ieee")
         strict = fused_lstm.explain_plan((T, B, I, H), device="cuda:1", training=False)
     assert f"stand-in {[T, B, I, H, H, 1, 'float32']} training=False tf32=False" in strict
+    assert "options=False" in strict
+    assert "options=True" in fused_lstm.explain_plan((T, B, I, H), device="cuda:1", options=True)
     assert strict.endswith("these kernels have run on the CPU stand-in only")
     assert "tf32=True" in fused_lstm.explain_plan((T, B, I, H), device="cuda:1", proj_size=3)
     assert "no kernel for device 'meta'" in fused_lstm.explain_plan(lstm, T, B)
@@ -217,6 +221,46 @@ def test_reserve_is_the_cuda_kernels() -> None:
         1536 + 512,
     )  # each up to a multiple of 256, as in kernels/cuda/reserve.h
     assert reserve.device == torch.device("cuda:0")
+
+
+@pytest.mark.usefixtures("kernels")
+def test_operators_compute_calls_with_options_on_gpu() -> None:
+    extras = Extras(zoneout=(0.1, 0.2))
+    with fake_gpu() as seen:
+        lengths = torch.empty(B, dtype=torch.int64, device="cuda:0")
+        own = {"lengths": lengths, "return_cells": True, "training": True, "extras": extras}
+        y, _, cells = fused_lstm.lstm(on_gpu(T, B, I), None, weights(), **own)
+    names = ["fused_lstm.keep_bits.default", "fused_lstm.marked_forward.default"]
+    assert [name for name, _ in seen.calls] == names
+    drawn, forward = (arguments for _, arguments in seen.calls)
+    assert drawn[0].device == forward[14].device == torch.device("cuda:0")
+    assert forward[14].shape == (T, B, H)  # keep
+    assert y.device == cells.device == torch.device("cuda:0")
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize(("recompute", "nbytes"), [(False, 1536 + 512), (True, 512)])
+def test_reserve_of_calls_with_options(recompute: bool, nbytes: int) -> None:
+    with fake_gpu():
+        ten = [*weights(), *[None] * 6]
+        options = (None, None, 0.0, 0.0, recompute, False, True)
+        operator = torch.ops.fused_lstm.marked_forward
+        *_, reserve = operator(on_gpu(T, B, I), None, None, None, *ten, *options)
+    assert reserve.shape == (nbytes,)
+
+
+@pytest.mark.usefixtures("kernels")
+def test_options_with_a_projection_have_no_kernel_on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not run: without a GPU the specification fails even on tensors without memory."""
+    monkeypatch.setattr(marked, "reference_layer", lambda x, *_: (x, x, x, x))
+    with fake_gpu() as seen:
+        _, _, cells = fused_lstm.lstm(
+            on_gpu(T, B, I), None, weights(3), proj_size=3, return_cells=True
+        )
+    assert not seen.calls
+    assert cells.shape == (T, B, I)
+    plan = fused_lstm.explain_plan((T, B, I, H), device="cuda:0", proj_size=3, options=True)
+    assert plan.startswith("the specification in plain PyTorch (no kernel with a proj_size")
 
 
 @pytest.fixture
@@ -329,7 +373,7 @@ def test_require_cuda_says_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
         _extension.require_cuda()
 
 
-@pytest.mark.parametrize("operator", ["forward", "backward"])
+@pytest.mark.parametrize("operator", OPERATORS)
 def test_a_full_gpu_is_torchs_own_error(operator: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the extension can only say in words arrives as the class that programs catch."""
 
@@ -338,15 +382,15 @@ def test_a_full_gpu_is_torchs_own_error(operator: str, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(ops, f"_{operator}", no_memory)
     with pytest.raises(torch.OutOfMemoryError, match="could not allocate"):
-        getattr(ops, operator)(*[None] * 7)
+        getattr(ops, operator)(*[None] * 8)
 
 
-@pytest.mark.parametrize("operator", ["forward", "backward"])
+@pytest.mark.parametrize("operator", OPERATORS)
 def test_any_other_error_stays_what_it_was(operator: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> Any:
         raise RuntimeError("fused_lstm: x: expected 5 features in its last dimension, got 4")
 
     monkeypatch.setattr(ops, f"_{operator}", refuse)
     with pytest.raises(RuntimeError, match="expected 5 features") as raised:
-        getattr(ops, operator)(*[None] * 7)
+        getattr(ops, operator)(*[None] * 8)
     assert type(raised.value) is RuntimeError

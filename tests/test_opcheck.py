@@ -127,5 +127,6 @@ def test_the_reserve_of_a_gpu() -> None:
     for P, D in ((7, 1), (7, 2), (3, 2)):
         with torch._subclasses.fake_tensor.FakeTensorMode():
             fake = torch.empty(5, 3, 4, device="cuda")
-            own = ops._reserve_bytes(fake, 7, D, P != 7)
-        assert own == module.reserve_bytes(5, 3, 4, 7, P, D, "float32")
+            both = [ops._reserve_bytes(fake, 7, D, P != 7, again) for again in (False, True)]
+        sizes = (5, 3, 4, 7, P, D, "float32")
+        assert both == [module.reserve_bytes(*sizes, recompute=again) for again in (False, True)]

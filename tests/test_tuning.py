@@ -364,7 +364,7 @@ def test_explain_plan_is_told_of_the_measured_family(
     told: list[Any] = []
 
     def explain(*arguments: Any) -> str:
-        told.append(arguments[-1])
+        told.append(arguments[-2])
         return "stand-in"
 
     monkeypatch.setattr(gpu, "explain_plan", explain)

@@ -51,6 +51,20 @@ Call::Call(const Place& place, const Tensor& x, const OptionalTensor& batch_size
   if (D == 2) set_weights(reverse_weights, &problem_.weights[1]);
 }
 
+void Call::set_options(const OptionalTensor& marks, const OptionalTensor& keep,
+                       const OptionalTensor& h_factors, double zoneout_h, double zoneout_c,
+                       bool recompute, bool cells) {
+  set_marks(marks);
+  set_zoneout(keep, zoneout_h, zoneout_c);
+  problem_.h_factors =
+      contiguous("h_factors", h_factors, "[D, B, P]", {problem_.D, problem_.B, problem_.P});
+  problem_.recompute = recompute;
+  const bool others = marks || h_factors || problem_.zoneout.on() || cells;
+  if (problem_.weights[0].w_hr != nullptr && others) {
+    reject("w_hr", "None with any option but recompute", "a tensor");
+  }
+}
+
 void Call::set_marks(const OptionalTensor& marks) {
   if (!marks) return;
   const View v = look("marks", *marks);
@@ -72,11 +86,6 @@ void Call::set_zoneout(const OptionalTensor& keep, double h, double c) {
   expect_dtype(v, torch_uint8());
   expect_sizes(v, "[T, B, D*H]", {problem_.T, problem_.B, problem_.D * problem_.H});
   problem_.zoneout.keep = bytes(v);
-}
-
-void Call::set_h_factors(const OptionalTensor& h_factors) {
-  problem_.h_factors =
-      contiguous("h_factors", h_factors, "[D, B, P]", {problem_.D, problem_.B, problem_.P});
 }
 
 // The bytes of a tensor side by side, in the order of its dimensions.

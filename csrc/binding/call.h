@@ -47,11 +47,11 @@ class Call {
 
   const Problem& problem() const { return problem_; }
 
-  // What the marked operators take besides, checked, into the problem.
-  void set_marks(const OptionalTensor& marks);
-  void set_zoneout(const OptionalTensor& keep, double h, double c);
-  void set_h_factors(const OptionalTensor& h_factors);
-  void set_recompute(bool recompute) { problem_.recompute = recompute; }
+  // What the marked operators take besides, checked, into the problem. cells: those of every step
+  // are wanted, or have a gradient.
+  void set_options(const OptionalTensor& marks, const OptionalTensor& keep,
+                   const OptionalTensor& h_factors, double zoneout_h, double zoneout_c,
+                   bool recompute, bool cells);
   // Allocates the cell states of every step, or [0] where they are not wanted.
   Tensor new_cells(bool wanted, Outputs* out);
   void read_cells_gradient(const OptionalTensor& grad_cells, Gradients* g);
@@ -79,6 +79,8 @@ class Call {
   void set_batch_sizes(const View& v);
   void check_extent() const;
   void set_weights(const WeightArguments& w, Weights* out);
+  void set_marks(const OptionalTensor& marks);
+  void set_zoneout(const OptionalTensor& keep, double h, double c);
   Tensor new_rows(int64_t size) const;
   const uint8_t* bytes(const View& v);
   const void* rows(const View& v, int64_t size, int64_t* t_stride, int64_t* b_stride);

@@ -138,14 +138,17 @@ const char* family_name(cuda::Family family) {
   return "?";
 }
 
-LaunchContext::LaunchContext(int32_t device_index, const Problem& problem, bool training,
-                             bool tf32) {
+LaunchContext::LaunchContext(int32_t device_index) {
   launch_.device = device_facts(device_index);
   const std::string obstacle = device_obstacle(launch_.device.arch);
   if (!obstacle.empty()) throw std::runtime_error("fused_lstm: " + obstacle);
   check_shim(aoti_torch_get_current_cuda_stream(device_index, &launch_.stream),
              "say which stream is the current one");
   launch_.blas = blas_.blas();
+}
+
+LaunchContext::LaunchContext(int32_t device_index, const Problem& problem, bool training, bool tf32)
+    : LaunchContext(device_index) {
   launch_.math = tf32 ? cuda::Math::kTf32 : cuda::Math::kStrict;
   std::optional<cuda::Family> family = forced_family();
   launch_.forced = family.has_value();

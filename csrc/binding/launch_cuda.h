@@ -38,6 +38,7 @@ const char* family_name(cuda::Family family);
 class LaunchContext {
  public:
   LaunchContext(int32_t device_index, const Problem& problem, bool training, bool tf32);
+  explicit LaunchContext(int32_t device_index);  // of what is no LSTM: no family
   LaunchContext(const LaunchContext&) = delete;
   LaunchContext& operator=(const LaunchContext&) = delete;
 

@@ -80,8 +80,9 @@ std::optional<std::string> name_of(std::optional<cuda::Family> family) {
 
 std::string explain_plan(int64_t T, int64_t B, int64_t I, int64_t H, int64_t P, int64_t D,
                          const std::string& dtype, bool training, bool tf32, const Facts& facts,
-                         const std::optional<std::string>& measured) {
-  const Shape shape(T, B, I, H, P, D, dtype);
+                         const std::optional<std::string>& measured, bool options) {
+  Shape shape(T, B, I, H, P, D, dtype);
+  shape.problem.cells = options;  // every option has the plans of cells
   cuda::Launch launch = planned_launch(facts, tf32);
   launch.measured = measured.has_value();
   if (measured) launch.family = *family_of(measured);
@@ -141,8 +142,10 @@ std::optional<std::string> choice(int32_t index, int64_t T, int64_t B, int64_t I
 }
 
 size_t reserve_bytes(int64_t T, int64_t B, int64_t I, int64_t H, int64_t P, int64_t D,
-                     const std::string& dtype) {
-  return cuda::reserve_bytes(Shape(T, B, I, H, P, D, dtype).problem);
+                     const std::string& dtype, bool recompute) {
+  Shape shape(T, B, I, H, P, D, dtype);
+  shape.problem.recompute = recompute;
+  return cuda::reserve_bytes(shape.problem);
 }
 
 void force(const std::optional<std::string>& name) { force_family(family_of(name)); }
@@ -163,10 +166,12 @@ PYBIND11_MODULE(_C_cuda, module) {
   module.def("set_fault", &fl::set_fault, py::arg("index"));
   module.def("set_across_blocks", &fl::set_across_blocks, py::arg("on"));
   module.def("reserve_bytes", &fl::reserve_bytes, py::arg("T"), py::arg("B"), py::arg("I"),
-             py::arg("H"), py::arg("P"), py::arg("D"), py::arg("dtype"));
+             py::arg("H"), py::arg("P"), py::arg("D"), py::arg("dtype"),
+             py::arg("recompute") = false);
   module.def("explain_plan", &fl::explain_plan, py::arg("T"), py::arg("B"), py::arg("I"),
              py::arg("H"), py::arg("P"), py::arg("D"), py::arg("dtype"), py::arg("training"),
-             py::arg("tf32"), py::arg("facts"), py::arg("measured") = py::none());
+             py::arg("tf32"), py::arg("facts"), py::arg("measured") = py::none(),
+             py::arg("options") = false);
   module.def("families", &fl::families, py::arg("T"), py::arg("B"), py::arg("I"), py::arg("H"),
              py::arg("P"), py::arg("D"), py::arg("dtype"), py::arg("training"), py::arg("tf32"),
              py::arg("facts"));

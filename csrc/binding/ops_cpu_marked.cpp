@@ -7,10 +7,6 @@
 namespace fused_lstm {
 namespace {
 
-void refuse_projection(const OptionalTensor& w_hr, bool others) {
-  if (w_hr && others) reject("w_hr", "None with any option but recompute", "a tensor");
-}
-
 MarkedResult marked_forward(const Tensor& x, const OptionalTensor& marks, const OptionalTensor& h0,
                             const OptionalTensor& c0, const Tensor& w_ih, const Tensor& w_hh,
                             const OptionalTensor& b_ih, const OptionalTensor& b_hh,
@@ -23,11 +19,7 @@ MarkedResult marked_forward(const Tensor& x, const OptionalTensor& marks, const 
   const CpuPlace place;
   Call call(place, x, std::nullopt, h0, c0, direction0(w_ih, w_hh, b_ih, b_hh, w_hr),
             direction1(w_ih_reverse, w_hh_reverse, b_ih_reverse, b_hh_reverse, w_hr_reverse));
-  call.set_marks(marks);
-  call.set_zoneout(keep, zoneout_h, zoneout_c);
-  call.set_h_factors(h_factors);
-  call.set_recompute(recompute);
-  refuse_projection(w_hr, marks || h_factors || call.problem().zoneout.on() || wants_cells);
+  call.set_options(marks, keep, h_factors, zoneout_h, zoneout_c, recompute, wants_cells);
   const Problem& p = call.problem();
   Outputs out;
   Tensor reserve = new_reserve(place, p, save_for_backward, &out);
@@ -50,12 +42,7 @@ BackwardResult marked_backward(
   const CpuPlace place;
   Call call(place, x, std::nullopt, h0, c0, direction0(w_ih, w_hh, b_ih, b_hh, w_hr),
             direction1(w_ih_reverse, w_hh_reverse, b_ih_reverse, b_hh_reverse, w_hr_reverse));
-  call.set_marks(marks);
-  call.set_zoneout(keep, zoneout_h, zoneout_c);
-  call.set_h_factors(h_factors);
-  call.set_recompute(recompute);
-  refuse_projection(w_hr,
-                    marks || h_factors || call.problem().zoneout.on() || grad_cells.has_value());
+  call.set_options(marks, keep, h_factors, zoneout_h, zoneout_c, recompute, grad_cells.has_value());
   const Problem& p = call.problem();
   Gradients g;
   call.read_gradients(y, grad_y, grad_h_n, grad_c_n, &g);

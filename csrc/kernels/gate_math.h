@@ -34,13 +34,19 @@ FUSED_LSTM_CELL Number cell_state(const Gates<Number>& gate, const Number& c_pre
   return fma(gate.f, c_prev, gate.i * gate.g);
 }
 
-// Pre-activations z and the previous cell state -> c, h, and activated gates in place of z.
+// Activated gates in place of the pre-activations z.
 template <class Number>
-FUSED_LSTM_CELL void cell_forward(Gates<Number>& z, const Number& c_prev, Number& c, Number& h) {
+FUSED_LSTM_CELL void activate(Gates<Number>& z) {
   z.i = sigmoid(z.i);
   z.f = sigmoid(z.f);
   z.g = tanh(z.g);
   z.o = sigmoid(z.o);
+}
+
+// Pre-activations z and the previous cell state -> c, h, and activated gates in place of z.
+template <class Number>
+FUSED_LSTM_CELL void cell_forward(Gates<Number>& z, const Number& c_prev, Number& c, Number& h) {
+  activate(z);
   c = cell_state(z, c_prev);
   h = cell_output(z.o, c);
 }

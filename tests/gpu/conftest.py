@@ -14,7 +14,7 @@ under test, so that torch's own LSTM answering in our place is a failure and no 
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -86,18 +86,20 @@ def kernels(
     if marker is not None and device.type != "cuda":
         pytest.skip(f"CUDA only: {marker.kwargs.get('reason') or marker.args[0]}")
 
-    def watch(name: str, x_at: int) -> Callable[..., Any]:
-        operator = getattr(ops, f"_{name}")
+    def watch(name: str, counted: str, x_at: int) -> None:
+        operator = getattr(ops, name)
 
         def call(*arguments: Any) -> Any:
             if arguments[x_at].device.type == device.type:
-                setattr(counts, name, getattr(counts, name) + 1)
+                setattr(counts, counted, getattr(counts, counted) + 1)
             return operator(*arguments)
 
-        return call
+        monkeypatch.setattr(ops, name, call)
 
-    monkeypatch.setattr(ops, "_forward", watch("forward", 0))
-    monkeypatch.setattr(ops, "_backward", watch("backward", 3))
+    watch("_forward", "forward", 0)
+    watch("_backward", "backward", 3)
+    watch("_marked_forward", "forward", 0)
+    watch("_marked_backward", "backward", 4)
     yield counts
     passed = getattr(request.node, "call_outcome", "") == "passed"
     computed = counts.forward + counts.backward > 0

@@ -129,6 +129,9 @@ double share_kept(const Problem& p, uint8_t which, int32_t d, int64_t n, int64_t
   return (zoneout.keep[(n * p.D + d) * p.H + j] & which) != 0 ? 1.0 : 0.0;
 }
 
+// A share of a value; nothing of it also where it is not finite.
+double part(double share, double value) { return share == 0.0 ? 0.0 : share * value; }
+
 Trace trace_direction(const Problem& p, const Direction& w, const Values& x, int32_t d) {
   const int64_t rows = row_count(p), H = p.H, P = p.P, I = p.I;
   const Values h0 = read_all(p.dtype, p.h0, p.D * p.B * P);
@@ -172,7 +175,7 @@ Trace trace_direction(const Problem& p, const Direction& w, const Values& x, int
         const double kept = share_kept(p, fused_lstm::kKeepC, d, n, j);
         trace.c_cell[n * H + j] = c;
         trace.c[n * H + j] = trace.c_last[b * H + j] =
-            kept * trace.c_prev[n * H + j] + (1.0 - kept) * c;
+            part(kept, trace.c_prev[n * H + j]) + part(1.0 - kept, c);
         m[j] = gates[3 * H + j] * std::tanh(c);
       }
       for (int64_t q = 0; q < P; ++q) {
@@ -180,7 +183,7 @@ Trace trace_direction(const Problem& p, const Direction& w, const Values& x, int
         for (int64_t j = 0; j < H && !w.w_hr.empty(); ++j) h += w.w_hr[q * H + j] * m[j];
         const double kept = share_kept(p, fused_lstm::kKeepH, d, n, q);
         trace.h[n * P + q] = trace.h_last[b * P + q] =
-            kept == 0.0 ? h : kept * trace.h_prev[n * P + q] + (1.0 - kept) * h;
+            part(kept, trace.h_prev[n * P + q]) + part(1.0 - kept, h);
       }
     }
   }
@@ -353,7 +356,7 @@ Backward backward(const Problem& p, const Gradients& incoming) {
         Values dh(static_cast<size_t>(P)), dh_kept(static_cast<size_t>(P));
         for (int64_t q = 0; q < P; ++q) {
           dh[q] = result.dh0.sum[hb + q] + dy[(n * D + d) * P + q];
-          dh_kept[q] = share_kept(p, fused_lstm::kKeepH, d, n, q) * dh[q];
+          dh_kept[q] = part(share_kept(p, fused_lstm::kKeepH, d, n, q), dh[q]);
           dh[q] -= dh_kept[q];
           result.dh0.sum[hb + q] = result.dh0.squares[hb + q] = 0.0;
         }
@@ -375,7 +378,7 @@ Backward backward(const Problem& p, const Gradients& incoming) {
           dz[H + j] = dcj * trace.c_prev[n * H + j] * f * (1.0 - f);
           dz[2 * H + j] = dcj * i * (1.0 - g * g);
           dz[3 * H + j] = dm * tanh_c * o * (1.0 - o);
-          result.dc0.sum[cb + j] = dcj * f + kept * dc_state;
+          result.dc0.sum[cb + j] = dcj * f + part(kept, dc_state);
           const double passed = (1.0 - kept) * f + kept;  // the share of dc_state that goes on
           double& squares = result.dc0.squares[cb + j];
           squares = (squares + from_cells * from_cells) * passed * passed + from_h * from_h * f * f;

@@ -24,6 +24,25 @@ inline double tolerance(const Case& c, bool gradient) {
   return gradient ? gradient_tolerance(c) : forward_tolerance(c);
 }
 
+// y and cells of rows that have ended are zero, and not only close to it.
+inline void expect_zeros(Suite& suite, const Data& data, const ForwardRun& run) {
+  const fused_lstm::Problem& p = data.problem;
+  if (p.marks == nullptr) return;
+  const Strides& s = run.y_strides;
+  const auto y = reference::read_rows(p, run.y->data(), s.t, s.b, p.D * p.P);
+  reference::Values cells;
+  if (run.cells) cells = reference::read_all(p.dtype, run.cells->data(), data.rows * p.D * p.H);
+  bool zeros = true;
+  for (int64_t n = 0; n < data.rows; ++n) {
+    if (!reference::ended(p, n / p.B, n % p.B)) continue;
+    for (int64_t k = 0; k < p.D * p.P; ++k) zeros = zeros && y[n * p.D * p.P + k] == 0.0;
+    for (int64_t k = 0; run.cells && k < p.D * p.H; ++k) {
+      zeros = zeros && cells[n * p.D * p.H + k] == 0.0;
+    }
+  }
+  suite.expect(zeros, "something is left in rows that have ended");
+}
+
 inline void compare_forward(Suite& suite, const Case& c, const Data& data,
                             const reference::Forward& want, const ForwardRun& run,
                             const std::string& when) {
@@ -39,6 +58,11 @@ inline void compare_forward(Suite& suite, const Case& c, const Data& data,
                      tolerance(c, false));
   suite.expect_close(when + " c_n", want.c_n,
                      reference::read_all(p.dtype, run.c_n->data(), p.D * p.B * p.H),
+                     tolerance(c, false));
+  expect_zeros(suite, data, run);
+  if (!run.cells) return;
+  suite.expect_close(when + " cells", want.cells,
+                     reference::read_all(p.dtype, run.cells->data(), data.rows * p.D * p.H),
                      tolerance(c, false));
 }
 
@@ -75,7 +99,8 @@ inline void check(Suite& suite, Case c, int64_t family, int schedules) {
   const ForwardRun training = run_forward(c, data, true, 0xff);
   compare_forward(suite, c, data, want, inference, "inference");
   compare_forward(suite, c, data, want, training, "training");
-  suite.expect(same_bytes(inference.y, training.y) && same_bytes(inference.c_n, training.c_n),
+  suite.expect(same_bytes(inference.y, training.y) && same_bytes(inference.c_n, training.c_n) &&
+                   (!training.cells || same_bytes(inference.cells, training.cells)),
                "training differs from inference bitwise");
   const reference::Backward gradients = reference::backward(data.problem, data.incoming);
   const BackwardRun backward = run_backward(c, data, training, 0xff);

@@ -5,6 +5,8 @@
 
 #include <cuda_runtime.h>
 
+#include <memory>
+
 #include "blas.h"
 #include "run.h"
 
@@ -33,7 +35,17 @@ bool multiply(void* context, const cuda::Product& product) {
   return done;
 }
 
-// Runs call(problem) with batch_sizes in guarded memory of their own, and both memories kept apart.
+// A copy of bytes that a kernel reads, in guarded memory.
+std::unique_ptr<Guarded> on_device(const uint8_t*& bytes, int64_t count) {
+  if (bytes == nullptr) return nullptr;
+  auto copy = std::make_unique<Guarded>(static_cast<size_t>(count), 1);
+  std::memcpy(copy->data(), bytes, copy->bytes());
+  bytes = static_cast<const uint8_t*>(copy->data());
+  return copy;
+}
+
+// Runs call(problem) with batch_sizes, marks and zoneout's bits in guarded memory of their own, and
+// both memories kept apart.
 template <class Call>
 Status run(const Case& c, const Problem& p, Call call) {
   complaint_of_call.clear();
@@ -43,6 +55,8 @@ Status run(const Case& c, const Problem& p, Call call) {
     std::memcpy(batch_sizes.data(), p.batch_sizes, batch_sizes.bytes());
     problem.batch_sizes = static_cast<const int64_t*>(batch_sizes.data());
   }
+  const auto marks = on_device(problem.marks, p.T * p.B);
+  const auto keep = on_device(problem.zoneout.keep, p.T * p.B * p.D * p.H);
   host_memory = &batch_sizes;
   kernels::fault = 0;
   simt::options.seed = static_cast<uint64_t>(c.schedule);

@@ -202,7 +202,10 @@ int main(int argc, char** argv) {
     suite.begin("reserve_bytes");  // gates [N, 4H] in 2 bytes, cells [N, H] in 4, m [N, H] in 2
     const Case c = parse_case("T=3 B=4 I=2 H=5 P=2 D=2 dtype=float16");
     const Data data(c);
-    suite.expect(cuda::reserve_bytes(data.problem) == 2 * (512 + 256 + 256), "another size");
+    Problem problem = data.problem;
+    suite.expect(cuda::reserve_bytes(problem) == 2 * (512 + 256 + 256), "another size");
+    problem.recompute = true;
+    suite.expect(cuda::reserve_bytes(problem) == 2 * (256 + 256), "with gates computed again");
     suite.end();
   }
   return suite.finish();

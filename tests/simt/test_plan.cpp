@@ -60,6 +60,23 @@ constexpr PlanCase kPlans[] = {
     {"cluster: TF32 to 400", "T=9 B=8 I=8 H=400 dtype=float32 math=1", cuda::Family::kCluster,
      true},
     {"cluster: strict to 400", "T=9 B=8 I=8 H=400 dtype=float32", cuda::Family::kCluster, true},
+    {"grid: no resets", "T=9 B=8 I=8 H=512 marks=1 dtype=float16", cuda::Family::kGrid, false},
+    {"grid: no cells", "T=9 B=8 I=8 H=512 cells=1 dtype=float16", cuda::Family::kGrid, false},
+    {"grid: no zoneout", "T=9 B=8 I=8 H=512 zoneout=2 dtype=float16", cuda::Family::kGrid, false},
+    {"grid: no factors", "T=9 B=8 I=8 H=512 h_factors=1 dtype=float16", cuda::Family::kGrid, false},
+    {"grid: no gates again", "T=9 B=8 I=8 H=512 recompute=1 dtype=float16", cuda::Family::kGrid,
+     false},
+    {"cluster: no resets", "T=9 B=8 I=8 H=256 marks=1 dtype=float16", cuda::Family::kCluster,
+     false},
+    {"one block: every option at once",
+     "T=9 B=8 I=8 H=128 marks=3 cells=1 zoneout=2 h_factors=1 recompute=1 dtype=float16",
+     cuda::Family::kSingleBlock, true},
+    {"one block: TF32 with options", "T=9 B=8 I=8 H=128 marks=3 dtype=float32 math=1",
+     cuda::Family::kSingleBlock, true},
+    {"one block: strict with options", "T=9 B=8 I=8 H=128 marks=3 dtype=float32",
+     cuda::Family::kSingleBlock, true},
+    {"one block: 16 bits to 128 with options", "T=9 B=8 I=8 H=129 marks=3 dtype=bfloat16",
+     cuda::Family::kSingleBlock, false},
     {"cluster: not sm_89", "T=9 B=8 I=8 H=256 dtype=float16 arch=89", cuda::Family::kCluster,
      false},
 };
@@ -72,6 +89,12 @@ Problem problem_of(const Case& c) {
   p.D = static_cast<int32_t>(c.D);
   p.x_b = p.I, p.x_t = p.B * p.I;
   if (c.P != 0) p.weights[0].w_hr = &p;
+  static const uint8_t byte = 0;
+  if (c.marks != 0) p.marks = &byte;
+  if (c.h_factors != 0) p.h_factors = &byte;
+  if (c.zoneout != 0) p.zoneout.h = 0.5;
+  p.cells = c.cells != 0;
+  p.recompute = c.recompute != 0;
   return p;
 }
 
@@ -124,6 +147,10 @@ void check_choice(Suite& suite) {
   expect("T=25 B=4096 I=1024 H=1024 dtype=bfloat16", cuda::Family::kStepwise);
   expect("T=25 B=16 I=512 H=3000 dtype=bfloat16", cuda::Family::kStepwise);
   expect("T=25 B=16 I=64 H=512 dtype=bfloat16 arch=75", cuda::Family::kStepwise);
+  expect("T=784 B=128 I=1 H=64 dtype=bfloat16 marks=3", cuda::Family::kSingleBlock);
+  expect("T=784 B=128 I=1 H=160 dtype=bfloat16 marks=3", cuda::Family::kStepwise);
+  expect("T=1024 B=16 I=768 H=768 dtype=bfloat16 marks=3", cuda::Family::kStepwise);
+  expect("T=1024 B=16 I=768 H=768 dtype=bfloat16 recompute=1", cuda::Family::kStepwise);
 }
 
 // A family that was measured to be the quickest is taken where it may be, and nowhere else.

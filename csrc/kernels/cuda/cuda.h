@@ -82,9 +82,9 @@ struct Launch {
 Family choose_family(const Problem& problem, bool training, const Launch& launch);
 
 // Reserve, the same for every family, so that any backward reads what any forward wrote:
-// per direction gates [N, 4H] as stored (gate order i, f, g, o, activated), then, per direction,
-// cells [N, H] as computed (float32, or float64). Each array begins at a multiple of 256 bytes.
-// With a projection: per direction also o * tanh(c) [N, H] as stored.
+// per direction gates [N, 4H] as stored (gate order i, f, g, o, activated; none with recompute),
+// then, per direction, cells [N, H] as computed (float32, or float64). Each array begins at a
+// multiple of 256 bytes. With a projection: per direction also o * tanh(c) [N, H] as stored.
 size_t reserve_bytes(const Problem& problem);
 size_t forward_workspace_bytes(const Problem& problem, bool training, const Launch& launch);
 size_t backward_workspace_bytes(const Problem& problem, const Gradients& gradients,
@@ -95,6 +95,9 @@ Status forward(const Problem& problem, const Outputs& outputs, void* workspace,
                size_t workspace_bytes, const Launch& launch);
 Status backward(const Problem& problem, const Gradients& gradients, void* workspace,
                 size_t workspace_bytes, const Launch& launch);
+// Fills bits.keep: what cpu::keep_bits draws, to the bit. Of the launch only the stream is looked
+// at.
+Status keep_bits(const KeepBits& bits, const Launch& launch);
 const char* last_error();  // of this thread; never null
 // Fills in device.clusters by what occupancy says of the present device.
 void read_cluster_limits(Device* device);

@@ -2,6 +2,7 @@
 #include <cstdarg>
 #include <cstdio>
 
+#include "options.h"
 #include "plan.h"
 #include "queue.cuh"
 #include "single_block.h"
@@ -26,7 +27,11 @@ Status check_sizes(const Problem& p) {
   if (p.T < 1 || p.B < 1 || p.I < 1 || p.H < 1 || p.P < 1 || p.D < 1 || p.D > 2) {
     return Status::kBadArgument;
   }
-  if (p.marks != nullptr) return Status::kUnsupported;
+  if (has_options(p)) {
+    if (p.batch_sizes != nullptr) return Status::kBadArgument;
+    if (p.weights[0].w_hr != nullptr) return Status::kUnsupported;
+    if (p.T > INT32_MAX || p.B > INT32_MAX || p.H > INT32_MAX) return Status::kUnsupported;
+  }
   if (p.batch_sizes == nullptr) return Status::kOk;
   int64_t before = p.B;
   for (int64_t t = 0; t < p.T; ++t) {
@@ -77,8 +82,8 @@ Status forward(const Problem& problem, const Outputs& outputs, void* workspace,
   const bool training = outputs.reserve != nullptr;
   const Status status = check(problem, training, launch);
   if (status != Status::kOk) return status;
-  if (outputs.cells) return Status::kUnsupported;
   if (!outputs.y || !outputs.h_n || !outputs.c_n || !workspace) return Status::kBadArgument;
+  if (outputs.cells && !problem.cells) return Status::kBadArgument;
   if (forward_workspace_bytes(problem, training, launch) > workspace_bytes) {
     return Status::kWorkspaceTooSmall;
   }
@@ -99,8 +104,8 @@ Status backward(const Problem& problem, const Gradients& gradients, void* worksp
                 size_t workspace_bytes, const Launch& launch) {
   const Status status = check(problem, true, launch);
   if (status != Status::kOk) return status;
-  if (gradients.dcells) return Status::kUnsupported;
   if (!gradients.y || !gradients.reserve || !workspace) return Status::kBadArgument;
+  if (gradients.dcells && !problem.cells) return Status::kBadArgument;
   if (backward_workspace_bytes(problem, gradients, launch) > workspace_bytes) {
     return Status::kWorkspaceTooSmall;
   }

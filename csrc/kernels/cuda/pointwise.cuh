@@ -11,6 +11,41 @@ namespace cuda {
 
 using device::Compute;
 
+// Of one unit in one row: its gates before activation, z [rows, 4H] and biases [4H] (?) added up.
+template <class Call>
+DEVICE auto pre_activations(const Call& p, int64_t row, int64_t unit) {
+  using E = typename Call::E;
+  const auto pre_activation = [&](int gate) {
+    const int64_t at = gate * p.hidden + unit;
+    E sum = p.z[row * 4 * p.hidden + at];
+    if (p.b_ih) sum += device::to_float(p.b_ih[at]);
+    if (p.b_hh) sum += device::to_float(p.b_hh[at]);
+    return Scalar<E>{sum};
+  };
+  return Gates<Scalar<E>>{pre_activation(0), pre_activation(1), pre_activation(2),
+                          pre_activation(3)};
+}
+
+// Its gates, or their gradients, in an array [rows, 4H].
+template <class S>
+DEVICE Gates<Scalar<Compute<S>>> load_gates(const S* all, int64_t hidden, int64_t row,
+                                            int64_t unit) {
+  const S* const from = all + row * 4 * hidden + unit;
+  const auto gate_of = [&](int64_t gate) {
+    return Scalar<Compute<S>>{device::to_float(from[gate * hidden])};
+  };
+  return {gate_of(0), gate_of(1), gate_of(2), gate_of(3)};
+}
+template <class S>
+DEVICE void store_gates(const Gates<Scalar<Compute<S>>>& gate, S* all, int64_t hidden, int64_t row,
+                        int64_t unit) {
+  S* const to = all + row * 4 * hidden + unit;
+  to[0] = device::from_float<S>(gate.i.value);
+  to[hidden] = device::from_float<S>(gate.f.value);
+  to[2 * hidden] = device::from_float<S>(gate.g.value);
+  to[3 * hidden] = device::from_float<S>(gate.o.value);
+}
+
 // ? marks what may be null. In the order of a direction's walk, the first `before` rows of a step
 // have a step before it, and the first `after` rows one after it; the others begin or end here.
 template <class S>
@@ -32,13 +67,6 @@ template <class S>
 __global__ void cell_forward_kernel(CellForward<S> p) {
   using E = Compute<S>;
   for_each_element(p.rows, p.hidden, [&](int64_t row, int64_t unit) {
-    const auto pre_activation = [&](int gate) {
-      const int64_t at = gate * p.hidden + unit;
-      E sum = p.z[row * 4 * p.hidden + at];
-      if (p.b_ih) sum += device::to_float(p.b_ih[at]);
-      if (p.b_hh) sum += device::to_float(p.b_hh[at]);
-      return Scalar<E>{sum};
-    };
     const int64_t at = row * p.hidden + unit;
     Scalar<E> c_before = {0}, c, h;
     if (row < p.before) {
@@ -46,19 +74,12 @@ __global__ void cell_forward_kernel(CellForward<S> p) {
     } else if (p.c0) {
       c_before.value = device::to_float(p.c0[at]);
     }
-    Gates<Scalar<E>> gate = {pre_activation(0), pre_activation(1), pre_activation(2),
-                             pre_activation(3)};
+    Gates<Scalar<E>> gate = pre_activations(p, row, unit);
     cell_forward(gate, c_before, c, h);
     const S stored_h = device::from_float<S>(h.value);
     p.c[at] = c.value;
     p.h[row * p.h_row + unit] = stored_h;
-    if (p.gates) {
-      S* const to = p.gates + row * 4 * p.hidden + unit;
-      to[0] = device::from_float<S>(gate.i.value);
-      to[p.hidden] = device::from_float<S>(gate.f.value);
-      to[2 * p.hidden] = device::from_float<S>(gate.g.value);
-      to[3 * p.hidden] = device::from_float<S>(gate.o.value);
-    }
+    if (p.gates) store_gates(gate, p.gates, p.hidden, row, unit);
     if (row >= p.after) {
       if (p.h_n) p.h_n[at] = stored_h;
       p.c_n[at] = device::from_float<S>(c.value);
@@ -70,7 +91,7 @@ template <class S>
 struct CellBackward {
   using E = Compute<S>;
   int64_t rows, hidden, before, after;
-  const S* gates;         // [rows, 4H] as forward saved them
+  const S* gates;         // [rows, 4H] as forward saved them, may be dz
   const E *c, *c_before;  // [rows, H], [before, H]
   const S* c0;            // ? [B, H]
   const S* dy;            // ? [rows, H], its rows dy_row apart
@@ -88,10 +109,6 @@ __global__ void cell_backward_kernel(CellBackward<S> p) {
   using E = Compute<S>;
   for_each_element(p.rows, p.hidden, [&](int64_t row, int64_t unit) {
     const int64_t at = row * p.hidden + unit;
-    const S* const saved = p.gates + row * 4 * p.hidden + unit;
-    const auto gate_of = [&](int64_t gate) {
-      return Scalar<E>{device::to_float(saved[gate * p.hidden])};
-    };
     Scalar<E> c_before = {0}, dh = {0}, dc = {0};
     if (row < p.before) {
       c_before.value = p.c_before[at];
@@ -109,15 +126,30 @@ __global__ void cell_backward_kernel(CellBackward<S> p) {
       dc.value = device::to_float(p.dc_n[at]);
     }
     if (p.dy) dh.value += device::to_float(p.dy[row * p.dy_row + unit]);
-    const Gates<Scalar<E>> gate = {gate_of(0), gate_of(1), gate_of(2), gate_of(3)};
-    const Gates<Scalar<E>> dz = cell_backward(gate, c_before, Scalar<E>{p.c[at]}, dh, dc);
-    S* const to = p.dz + row * 4 * p.hidden + unit;
-    to[0] = device::from_float<S>(dz.i.value);
-    to[p.hidden] = device::from_float<S>(dz.f.value);
-    to[2 * p.hidden] = device::from_float<S>(dz.g.value);
-    to[3 * p.hidden] = device::from_float<S>(dz.o.value);
+    const Gates<Scalar<E>> gate = load_gates(p.gates, p.hidden, row, unit);
+    store_gates(cell_backward(gate, c_before, Scalar<E>{p.c[at]}, dh, dc), p.dz, p.hidden, row,
+                unit);
     p.dc[at] = dc.value;
     if (p.dc0 && row >= p.before) p.dc0[at] = device::from_float<S>(dc.value);
+  });
+}
+
+// Gates that no forward saved, [rows, 4H], from what forward had them from.
+template <class S>
+struct Activate {
+  using E = Compute<S>;
+  int64_t rows, hidden;
+  const E* z;            // [rows, 4H] x W_ih^T + h W_hh^T; where S is E this may be gates
+  const S *b_ih, *b_hh;  // ? [4H]
+  S* gates;
+};
+
+template <class S>
+__global__ void activate_kernel(Activate<S> p) {
+  for_each_element(p.rows, p.hidden, [&](int64_t row, int64_t unit) {
+    auto gate = pre_activations(p, row, unit);
+    activate(gate);
+    store_gates(gate, p.gates, p.hidden, row, unit);
   });
 }
 

@@ -27,7 +27,7 @@ inline int64_t row_count(const Problem& p) {
 }
 
 struct ReserveLayout {
-  int64_t gates[2];      // [N, 4H] as stored
+  int64_t gates[2];      // [N, 4H] as stored; nothing where they are computed again
   int64_t cells[2];      // [N, H] as computed
   int64_t projected[2];  // [N, H] as stored, with a projection only
   int64_t bytes;
@@ -44,7 +44,7 @@ inline ReserveLayout reserve_layout(const Problem& p) {
       layout.bytes += aligned(bytes);
     }
   };
-  take(layout.gates, rows * 4 * p.H * stored);
+  take(layout.gates, p.recompute ? 0 : rows * 4 * p.H * stored);
   take(layout.cells, rows * p.H * computed);
   if (projects) take(layout.projected, rows * p.H * stored);
   return layout;

@@ -4,8 +4,10 @@
 #include <cstdio>
 #include <initializer_list>
 
+#include "options.h"
 #include "pieces.h"
 #include "steps.h"
+#include "stepwise.h"
 
 namespace fused_lstm {
 namespace cuda {
@@ -49,7 +51,7 @@ Plan plan(const Problem& p, bool backward, const Launch& launch) {
   result.refusal = "H needs more shared memory than this device gives to a block";
   const int bytes = static_cast<int>(element_bytes(p.dtype));
   const bool strict = p.dtype == DType::kFloat32 && launch.math == Math::kStrict;
-  Tiles tiles = {0, 0, bytes, strict, backward};
+  Tiles tiles = {0, 0, bytes, strict, backward, has_options(p)};
   for (const int units : kUnits) {
     if (tiles.units < p.H) tiles.units = units;
   }
@@ -95,6 +97,9 @@ void explain(const Problem& p, bool training, const Launch& launch, char* text, 
 
 namespace {
 
+// Of the sums of gates that are computed again: longer calls do it a stretch at a time.
+constexpr int64_t kMostBytesOfZ = FUSED_LSTM_CHUNK_BYTES;
+
 int64_t packed_bytes(const Problem& p, const Tiles& tiles, int64_t depth) {
   return p.D * depth * tiles.warps() * tiles.warp_tiles() * kFragmentBytes;
 }
@@ -128,8 +133,12 @@ BackwardScratch backward_scratch(const Problem& p, const Gradients& gradients, c
   pieces.take(scratch.offsets, p.T * int64_t{sizeof(int64_t)}, packed);
   pieces.take(scratch.w_hh, packed_bytes(p, plan.tiles, plan.tiles.depth()));
   pieces.take(scratch.dz, p.D * rows * 4 * p.H * stored);
-  pieces.take(scratch.h_prev, rows * p.H * stored, ends.dw_hh);
-  pieces.take(scratch.x, rows * p.I * stored, ends.dw_ih && !rows_of_x_are_uniform(p));
+  pieces.take(scratch.h_prev, rows * p.H * stored, ends.dw_hh || p.recompute);
+  pieces.take(scratch.x, rows * p.I * stored,
+              (ends.dw_ih || p.recompute) && (p.marks != nullptr || !rows_of_x_are_uniform(p)));
+  const int64_t row_of_z = 4 * p.H * int64_t{sizeof(float)};
+  scratch.z_rows = stored == 4 || kMostBytesOfZ / row_of_z > rows ? rows : kMostBytesOfZ / row_of_z;
+  pieces.take(scratch.z, scratch.z_rows * row_of_z, p.recompute && stored == 2);
   pieces.take(scratch.db, p.D * plan.blocks * 4 * p.H * int64_t{sizeof(float)});
   pieces.take(scratch.sums, ends.largest * int64_t{sizeof(float)}, stored == 2 && ends.largest > 0);
   scratch.bytes = pieces.bytes();

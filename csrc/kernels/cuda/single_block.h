@@ -6,6 +6,9 @@
 // Forward:   pack weights | x W_ih^T for all steps, where x is not read directly | recurrence
 // Backward:  pack W_hh^T | recurrence -> dz [N, 4H] | dW_ih, dW_hh, dx as products over all rows
 //
+// Where the reserve holds no gates, products and one kernel put them where dz will be, before the
+// recurrence. The options of marks.cuh have instances of their own.
+//
 // Both copy packed lengths to the device by launch parameters, so that a call can be captured.
 #pragma once
 
@@ -45,10 +48,12 @@ struct BackwardScratch {
   int64_t* offsets;
   void* w_hh;    // transposed, in fragment order, all directions
   void* dz;      // [D, N, 4H] as stored
-  void* h_prev;  // [N, H] as stored: what a step read, for dw_hh
-  void* x;       // [N, I] where dw_ih is asked for and rows of x lie at no one distance
+  void* h_prev;  // [N, H] as stored: what a step read, for dw_hh and gates
+  void* x;       // [N, I] where dw_ih or gates need it and x has to be gathered
+  float* z;      // [z_rows, 4H] where gates of a 16-bit type are computed again
   float* db;     // [D, blocks, 4H]
   float* sums;   // products of 16-bit types before they are rounded: the largest one
+  int64_t z_rows;
   int64_t bytes;
 };
 BackwardScratch backward_scratch(const Problem& problem, const Gradients& gradients,

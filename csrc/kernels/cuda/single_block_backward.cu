@@ -18,16 +18,17 @@ void queue_recurrence(Queue& queue, const Problem& p, const Gradients& gradients
   call.sequence = sequence;
   call.w_hh = static_cast<const uint4*>(scratch.w_hh);
   call.db = scratch.db;
-  with_tiles<Element, true>(tiles, [&](auto units, auto block_rows) {
+  with_tiles<Element, true>(tiles, [&](auto units, auto block_rows, auto options) {
     constexpr int kUnits = decltype(units)::value, kRows = decltype(block_rows)::value;
+    constexpr bool kOptions = decltype(options)::value;
     device::Launch how;
     how.grid = dim3(static_cast<unsigned>(plan.blocks), static_cast<unsigned>(p.D));
     how.block = dim3(static_cast<unsigned>(tiles.threads()));
     how.shared = static_cast<size_t>(plan.shared_bytes);
     if constexpr (std::is_same_v<Element, float>) {
-      queue.run(strict_backward_kernel<kUnits, kRows>, how, call);
+      queue.run(strict_backward_kernel<kUnits, kRows, kOptions>, how, call);
     } else {
-      queue.run(backward_kernel<Element, kUnits, kRows>, how, call);
+      queue.run(backward_kernel<Element, kUnits, kRows, kOptions>, how, call);
     }
   });
 }
@@ -42,9 +43,13 @@ Status backward(const Problem& problem, const Gradients& gradients, void* worksp
   Queue queue(launch, problem.dtype);
   const Sequence sequence = queue_sequence(queue, problem, scratch.lengths, scratch.offsets);
   with_element(problem.dtype, chosen.tiles.strict, [&](auto element) {
-    queue_recurrence<decltype(element)>(queue, problem, gradients, chosen, scratch, sequence);
     const DenseScratch dense = {scratch.dz, scratch.h_prev, scratch.x,
                                 scratch.db, chosen.blocks,  scratch.sums};
+    if (problem.recompute) {
+      queue_gates<Stored<decltype(element)>>(queue, problem, gradients, dense, sequence, scratch.z,
+                                             scratch.z_rows);
+    }
+    queue_recurrence<decltype(element)>(queue, problem, gradients, chosen, scratch, sequence);
     queue_weight_gradients<Stored<decltype(element)>>(queue, problem, gradients, dense, sequence);
   });
   return queue.status();

@@ -2,13 +2,28 @@
 // kernels, the input's projection, and the dense products of backward.
 #pragma once
 
+#include "options.h"
 #include "single_block_backward.cuh"
 #include "single_block_forward.cuh"
 #include "single_block_sequence.cuh"
+#include "stepwise_options.cuh"
 
 namespace fused_lstm {
 namespace cuda {
 namespace single_block {
+
+template <class T>
+StepOptions<T> step_options(const Problem& p) {
+  const Zoneout& zoneout = p.zoneout;
+  return {p.marks,
+          zoneout.on(),
+          zoneout.keep,
+          static_cast<float>(zoneout.h),
+          static_cast<float>(zoneout.c),
+          static_cast<const T*>(p.h_factors),
+          pairs_are_aligned(zoneout.keep, 0, 0, p.H, 1),
+          pairs_are_aligned(p.h_factors, 0, 0, p.H, sizeof(T))};
+}
 
 // Everything but the sequence, weights and projected input.
 template <class T>
@@ -29,6 +44,9 @@ ForwardCall<T> forward_call(const Problem& p, const Outputs& outputs) {
   call.wide_c0 = pairs_are_aligned(call.c0, 0, 0, p.H, sizeof(T));  // a view may begin anywhere
   call.h_n = static_cast<T*>(outputs.h_n);
   call.c_n = static_cast<T*>(outputs.c_n);
+  call.options = step_options<T>(p);
+  call.all_cells = static_cast<T*>(outputs.cells);
+  call.wide_all_cells = pairs_are_aligned(call.all_cells, 0, 0, p.H, sizeof(T));
   const ReserveLayout reserve = reserve_layout(p);
   for (int32_t d = 0; d < p.D; ++d) {
     call.w_ih_rows[d] = static_cast<const T*>(p.weights[d].w_ih);
@@ -36,7 +54,7 @@ ForwardCall<T> forward_call(const Problem& p, const Outputs& outputs) {
     call.b_hh[d] = static_cast<const T*>(p.weights[d].b_hh);
     if (outputs.reserve == nullptr) continue;
     char* const base = static_cast<char*>(outputs.reserve);
-    call.gates[d] = reinterpret_cast<T*>(base + reserve.gates[d]);
+    if (!p.recompute) call.gates[d] = reinterpret_cast<T*>(base + reserve.gates[d]);
     call.cells[d] = reinterpret_cast<float*>(base + reserve.cells[d]);
   }
   return call;
@@ -60,12 +78,19 @@ BackwardCall<T> backward_call(const Problem& p, const Gradients& gradients, void
   call.wide_states = aligned(call.c0) && aligned(call.dh_n) && aligned(call.dc_n);
   call.dh0 = static_cast<T*>(gradients.dh0);
   call.dc0 = static_cast<T*>(gradients.dc0);
+  call.options = step_options<T>(p);
+  call.dcells = static_cast<const T*>(gradients.dcells);
+  call.dcells_t = gradients.dcells_t;
+  call.dcells_b = gradients.dcells_b;
+  call.wide_dcells = pairs_are_aligned(call.dcells, call.dcells_t, call.dcells_b, p.H, sizeof(T));
   const ReserveLayout reserve = reserve_layout(p);
   const char* const base = static_cast<const char*>(gradients.reserve);
   for (int32_t d = 0; d < p.D; ++d) {
-    call.gates[d] = reinterpret_cast<const T*>(base + reserve.gates[d]);
     call.cells[d] = reinterpret_cast<const float*>(base + reserve.cells[d]);
     call.dz[d] = static_cast<T*>(dz) + d * row_count(p) * 4 * p.H;
+    // Gates that were computed again lie where dz will: a lane reads its own before it writes
+    // there.
+    call.gates[d] = p.recompute ? call.dz[d] : reinterpret_cast<const T*>(base + reserve.gates[d]);
   }
   return call;
 }
@@ -115,6 +140,44 @@ __global__ void __launch_bounds__(32 * kRowsOfCopy) previous_h(PreviousH<T> call
   }
 }
 
+// h as the gates of every row of direction d read it -> to [N, H].
+template <class T>
+void queue_previous_h(Queue& queue, const Problem& p, const Gradients& gradients,
+                      const Sequence& sequence, int32_t d, void* to) {
+  const T* const y = static_cast<const T*>(gradients.y) + d * p.H;
+  const int64_t y_t = p.batch_sizes != nullptr ? 0 : gradients.y_t;
+  if (changes_h(p)) {
+    const GatherH<T> gather = {read_h_of<T>(p, d), 0, p.T * p.B, y, y_t, gradients.y_b,
+                               static_cast<T*>(to)};
+    return queue.run(gather_h_kernel<T>, cover(gather.rows, p.H), gather);
+  }
+  PreviousH<T> previous = {};
+  previous.sequence = sequence;
+  previous.hidden = static_cast<int32_t>(p.H);
+  previous.reverse = d == 1;
+  previous.y = y;
+  previous.y_t = y_t;
+  previous.y_b = gradients.y_b;
+  if (p.h0 != nullptr) previous.h0 = static_cast<const T*>(p.h0) + d * p.B * p.H;
+  previous.to = static_cast<T*>(to);
+  const int64_t groups = (p.B + kRowsOfCopy - 1) / kRowsOfCopy;
+  queue.run(previous_h<T>,
+            {dim3(static_cast<unsigned>(p.T), static_cast<unsigned>(groups < 64 ? groups : 64)),
+             dim3(32, kRowsOfCopy)},
+            previous);
+}
+
+// x of all N rows, zeros past a row's end: as it lies, or made dense in `room`.
+template <class T>
+Operand queue_finite_x(Queue& queue, const Problem& p, void* room) {
+  if (p.marks == nullptr || room == nullptr) return queue_x<T>(queue, p, room);
+  const GatherX<T> gather = {
+      marks_of(p, 0),       0, p.T * p.B, p.I, static_cast<const T*>(p.x), p.x_t, p.x_b,
+      static_cast<T*>(room)};
+  queue.run(gather_x_kernel<T>, cover(gather.rows, p.I), gather);
+  return {room, p.I};
+}
+
 // out [m, n] = op(a) b (+ more): float32 sums go where they belong, those of 16-bit types through
 // `sums` and one rounding, which round() queues after the last product.
 template <class T>
@@ -146,12 +209,42 @@ class Summed {
 
 // Where backward keeps what its products need; see BackwardScratch.
 struct DenseScratch {
-  const void* dz;  // [D, N, 4H]
+  void* dz;  // [D, N, 4H]
   void *h_prev, *x;
   const float* db;  // [D, parts, 4H]
   int64_t parts;
   float* sums;
 };
+
+// Gates that the reserve does not hold -> dz's place, a stretch of rows at a time: z [z_rows, 4H]
+// as summed, or null where that has the stored type.
+template <class T>
+void queue_gates(Queue& queue, const Problem& p, const Gradients& gradients,
+                 const DenseScratch& scratch, const Sequence& sequence, float* z, int64_t z_rows) {
+  const int64_t N = row_count(p), H = p.H;
+  const Operand x = queue_finite_x<T>(queue, p, scratch.x);
+  for (int32_t d = 0; d < p.D; ++d) {
+    const Weights& w = p.weights[d];
+    queue_previous_h<T>(queue, p, gradients, sequence, d, scratch.h_prev);
+    for (int64_t first = 0; first < N; first += z_rows) {
+      Activate<T> call = {};
+      call.rows = first + z_rows < N ? z_rows : N - first;
+      call.hidden = H;
+      call.gates = static_cast<T*>(scratch.dz) + (d * N + first) * 4 * H;
+      void* const sums = z != nullptr ? static_cast<void*>(z) : call.gates;
+      queue.multiply(call.rows, 4 * H, p.I,
+                     Operand{static_cast<const T*>(x.data) + first * x.row, x.row},
+                     Operand{w.w_ih, p.I, true}, sums, false);
+      queue.multiply(call.rows, 4 * H, H,
+                     Operand{static_cast<const T*>(scratch.h_prev) + first * H, H},
+                     Operand{w.w_hh, H, true}, sums, true);
+      call.z = static_cast<const float*>(sums);
+      call.b_ih = static_cast<const T*>(w.b_ih);
+      call.b_hh = static_cast<const T*>(w.b_hh);
+      queue.run(activate_kernel<T>, cover(call.rows, H), call);
+    }
+  }
+}
 
 // The products over all rows, and what they need; only what is asked for.
 template <class T>
@@ -159,7 +252,7 @@ void queue_weight_gradients(Queue& queue, const Problem& p, const Gradients& gra
                             const DenseScratch& scratch, const Sequence& sequence) {
   const int64_t rows = row_count(p), H = p.H;
   const auto dz = [&](int32_t d) { return static_cast<const T*>(scratch.dz) + d * rows * 4 * H; };
-  const Operand x = queue_x<T>(queue, p, scratch.x);
+  const Operand x = queue_finite_x<T>(queue, p, scratch.x);
   for (int32_t d = 0; d < p.D; ++d) {
     const auto& wanted = gradients.weights[d];
     if (wanted.dw_ih != nullptr) {
@@ -168,20 +261,7 @@ void queue_weight_gradients(Queue& queue, const Problem& p, const Gradients& gra
       dw_ih.round();
     }
     if (wanted.dw_hh != nullptr) {
-      PreviousH<T> previous = {};
-      previous.sequence = sequence;
-      previous.hidden = static_cast<int32_t>(H);
-      previous.reverse = d == 1;
-      previous.y = static_cast<const T*>(gradients.y) + d * H;
-      previous.y_t = p.batch_sizes != nullptr ? 0 : gradients.y_t;
-      previous.y_b = gradients.y_b;
-      if (p.h0 != nullptr) previous.h0 = static_cast<const T*>(p.h0) + d * p.B * H;
-      previous.to = static_cast<T*>(scratch.h_prev);
-      const int64_t groups = (p.B + kRowsOfCopy - 1) / kRowsOfCopy;
-      queue.run(previous_h<T>,
-                {dim3(static_cast<unsigned>(p.T), static_cast<unsigned>(groups < 64 ? groups : 64)),
-                 dim3(32, kRowsOfCopy)},
-                previous);
+      queue_previous_h<T>(queue, p, gradients, sequence, d, scratch.h_prev);
       Summed<T> dw_hh(queue, wanted.dw_hh, scratch.sums, 4 * H, H);
       dw_hh.add(rows, {dz(d), 4 * H, true}, {scratch.h_prev, H});
       dw_hh.round();

@@ -27,16 +27,17 @@ void queue_forward(Queue& queue, const Problem& p, const Outputs& outputs, const
   for (int32_t d = 0; d < p.D; ++d) {
     call.projected[d] = scratch.projected + d * row_count(p) * 4 * p.H;
   }
-  with_tiles<Element, false>(tiles, [&](auto units, auto block_rows) {
+  with_tiles<Element, false>(tiles, [&](auto units, auto block_rows, auto options) {
     constexpr int kUnits = decltype(units)::value, kRows = decltype(block_rows)::value;
+    constexpr bool kOptions = decltype(options)::value;
     device::Launch how;
     how.grid = dim3(static_cast<unsigned>(plan.blocks), static_cast<unsigned>(p.D));
     how.block = dim3(static_cast<unsigned>(tiles.threads()));
     how.shared = static_cast<size_t>(plan.shared_bytes);
     if constexpr (std::is_same_v<Element, float>) {
-      queue.run(strict_forward_kernel<kUnits, kRows>, how, call);
+      queue.run(strict_forward_kernel<kUnits, kRows, kOptions>, how, call);
     } else {
-      queue.run(forward_kernel<Element, kUnits, kRows>, how, call);
+      queue.run(forward_kernel<Element, kUnits, kRows, kOptions>, how, call);
     }
   });
 }

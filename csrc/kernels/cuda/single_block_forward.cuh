@@ -12,6 +12,7 @@
 #pragma once
 
 #include "activation.cuh"
+#include "single_block_options.cuh"
 #include "single_block_weights.cuh"
 
 namespace fused_lstm {
@@ -37,6 +38,9 @@ struct ForwardCall {
   T *h_n, *c_n;          // [D, B, H]
   T* gates[2];           // ? [N, 4H] activated, for backward
   float* cells[2];       // ? [N, H]
+  StepOptions<T> options;
+  T* all_cells;  // ? [T, B, D*H], with options
+  bool wide_all_cells;
 };
 
 // The input of one step on its way into shared memory. Projected rows are copied there directly; x
@@ -88,7 +92,7 @@ struct StepInput {
 };
 
 // Bias and the state before the first step, twice [rows][pitch] words, by all threads of a block.
-template <class Element, int kUnits, int kRows>
+template <class Element, int kUnits, int kRows, bool kOptions>
 DEVICE void begin_block(const ForwardCall<Stored<Element>>& call, const BlockRows& block,
                         float4* bias, uint32_t* state, int pitch) {
   using T = Stored<Element>;
@@ -106,8 +110,12 @@ DEVICE void begin_block(const ForwardCall<Stored<Element>>& call, const BlockRow
   __syncthreads();
   // h0 goes into both buffers: who knows in which a row finds it that joins later.
   for (int row = thread / 32; call.h0 != nullptr && row < block.rows; row += threads / 32) {
+    if (kOptions && (mark_at(call.options, block, row, 0) & kMarkReset) != 0) continue;
     for (int k = thread % 32; k < hidden; k += 32) {
-      const float h0 = device::to_float(call.h0[block.state(row, hidden) + k]);
+      float h0 = device::to_float(call.h0[block.state(row, hidden) + k]);
+      if (kOptions && call.options.h_factors != nullptr) {
+        h0 *= device::to_float(call.options.h_factors[block.state(row, hidden) + k]);
+      }
       put<Element>(state + row * pitch, k, h0);
       put<Element>(state + (kRows + row) * pitch, k, h0);
     }
@@ -141,26 +149,41 @@ DEVICE void compute_cells(float (&z)[4][2], float (&c)[2], float (&h)[2]) {
 // What they leave in memory: y, in training gates and cells, and h_n and c_n when this is the row's
 // last step.
 template <class T>
-DEVICE void store_cells(const ForwardCall<T>& call, const BlockRows& block, int row, int length,
-                        int time, int64_t first, const UnitPair& pair, const float (&z)[4][2],
+DEVICE void store_cells(const ForwardCall<T>& call, const BlockRows& block, int row, int time,
+                        bool last, int64_t first, const UnitPair& pair, const float (&z)[4][2],
                         const float (&c)[2], const float (&h)[2]) {
   const int hidden = call.hidden, b = block.first_row + row;
   T* const y = call.y + call.sequence.row_start(time, first, b, call.y_t, call.y_b) +
                block.direction * hidden + pair.unit;
   store_pair(y, h[0], h[1], call.wide_y, pair.both);
+  if (call.cells[0] != nullptr) {
+    store_pair(call.cells[block.direction] + (first + b) * hidden + pair.unit, c[0], c[1],
+               pair.wide, pair.both);
+  }
   if (call.gates[0] != nullptr) {
     T* const gates = call.gates[block.direction] + (first + b) * 4 * hidden + pair.unit;
 #pragma unroll
     for (int gate = 0; gate < 4; ++gate) {
       store_pair(gates + gate * hidden, z[gate][0], z[gate][1], pair.wide, pair.both);
     }
-    store_pair(call.cells[block.direction] + (first + b) * hidden + pair.unit, c[0], c[1],
-               pair.wide, pair.both);
   }
-  if (time == (block.reverse() ? 0 : length - 1)) {
+  if (last) {
     const int64_t at = block.state(row, hidden) + pair.unit;
     store_pair(call.h_n + at, h[0], h[1], pair.wide, pair.both);
     store_pair(call.c_n + at, c[0], c[1], pair.wide, pair.both);
+  }
+}
+
+// The row's part of a projected input, onto z.
+template <class T>
+DEVICE void add_projected(const ForwardCall<T>& call, const UnitPair& pair, const float* projected,
+                          float (&z)[4][2]) {
+  if (call.input_depth != 0) return;
+#pragma unroll
+  for (int gate = 0; gate < 4; ++gate) {
+    const Pair<float> x =
+        load_pair(projected + gate * call.hidden + pair.unit, pair.wide, pair.both);
+    z[gate][0] += x.first, z[gate][1] += x.second;
   }
 }
 
@@ -171,27 +194,97 @@ DEVICE void forward_cells(const ForwardCall<Stored<Element>>& call, const BlockR
                           int length, int time, int64_t first, const UnitPair& pair,
                           float (&z)[4][2], const float* projected, float (&c)[2],
                           uint32_t* next_state) {
-  const int hidden = call.hidden;
-  if (call.input_depth == 0) {
-#pragma unroll
-    for (int gate = 0; gate < 4; ++gate) {
-      const Pair<float> x = load_pair(projected + gate * hidden + pair.unit, pair.wide, pair.both);
-      z[gate][0] += x.first, z[gate][1] += x.second;
-    }
-  }
+  add_projected(call, pair, projected, z);
   float h[2];
   compute_cells<Number>(z, c, h);
   // The unit past the end meets zero weights only, but what it holds may not be finite.
   put_pair<Element>(next_state, pair.unit, h[0], pair.both ? h[1] : 0.0f);
-  store_cells(call, block, row, length, time, first, pair, z, c, h);
+  store_cells(call, block, row, time, block.is_last(time, length), first, pair, z, c, h);
+}
+
+// What a lane keeps of a row for the options.
+template <class T>
+struct ForwardRow {
+  float h[2];        // as it is in y
+  MarkWindow marks;  // of the present step and of the next
+  uint32_t keep;
+
+  // Step s will be the first. The state in shared memory is h0.
+  DEVICE void begin(const ForwardCall<T>& call, const BlockRows& block, int row,
+                    const UnitPair& pair) {
+    h[0] = h[1] = 0.0f;
+    marks.bytes = 0;
+    marks.push(mark_at(call.options, block, row, 0));
+    if (call.h0 == nullptr || row >= block.rows || !pair.exists) return;
+    const T* const h0 = call.h0 + block.state(row, call.hidden) + pair.unit;
+    h[0] = device::to_float(h0[0]);
+    if (pair.both) h[1] = device::to_float(h0[1]);
+  }
+  DEVICE void fetch(const ForwardCall<T>& call, const BlockRows& block, int row, int s,
+                    const UnitPair& pair) {
+    marks.push(mark_at(call.options, block, row, s + 1));
+    keep = keep_at(call.options, block, row, s, call.hidden, pair, int(gridDim.y));
+  }
+};
+
+// forward_cells with options. What the next step reads as h goes into next_state; a row without
+// this step leaves zeros.
+template <class Number, class Element>
+DEVICE void forward_cells_with_options(const ForwardCall<Stored<Element>>& call,
+                                       const BlockRows& block, int row, int time, int64_t first,
+                                       const UnitPair& pair, float (&z)[4][2],
+                                       const float* projected, float (&c)[2],
+                                       ForwardRow<Stored<Element>>& state, uint32_t* next_state) {
+  using T = Stored<Element>;
+  const StepOptions<T>& options = call.options;
+  const bool ended = state.marks.ended(1), stays = !state.marks.ended(0);
+  float stored_h[2] = {}, stored_c[2] = {};
+  if (ended) {
+#pragma unroll
+    for (int gate = 0; gate < 4; ++gate) z[gate][0] = z[gate][1] = 0.0f;
+  } else {
+    if (state.marks.resets(1)) c[0] = c[1] = state.h[0] = state.h[1] = 0.0f;
+    add_projected(call, pair, projected, z);
+    const float before[2] = {c[0], c[1]};
+    compute_cells<Number>(z, c, stored_h);
+#pragma unroll
+    for (int q = 0; q < 2; ++q) {
+      if (options.zones) {
+        stored_h[q] = kept(share(options, state.keep, kKeepH, q), state.h[q], stored_h[q]);
+        c[q] = kept(share(options, state.keep, kKeepC, q), before[q], c[q]);
+      }
+      state.h[q] = device::to_float(device::from_float<T>(stored_h[q]));
+      stored_c[q] = c[q];
+    }
+  }
+  // The unit past the end meets zero weights only, but what it holds may not be finite.
+  if (state.marks.resets(0)) {
+    put_pair<Element>(next_state, pair.unit, 0.0f, 0.0f);
+  } else if (!ended && stays) {
+    const float2 factor = factors_at(options, block, row, call.hidden, pair);
+    put_pair<Element>(next_state, pair.unit, state.h[0] * factor.x,
+                      pair.both ? state.h[1] * factor.y : 0.0f);
+  }
+  store_cells(call, block, row, time, !ended && !stays, first, pair, z, stored_c, stored_h);
+  if (call.all_cells != nullptr) {
+    const int64_t at =
+        ((first + block.first_row + row) * gridDim.y + block.direction) * call.hidden;
+    store_pair(call.all_cells + at + pair.unit, stored_c[0], stored_c[1], call.wide_all_cells,
+               pair.both);
+  }
+  if (ended && Marks::is_first_of_all(time)) {  // h and c are the initial ones
+    const int64_t at = block.state(row, call.hidden) + pair.unit;
+    store_pair(call.h_n + at, state.h[0], state.h[1], pair.wide, pair.both);
+    store_pair(call.c_n + at, c[0], c[1], pair.wide, pair.both);
+  }
 }
 
 // ---- the tensor core kernel ---------------------------------------------------------------------
 
-template <class Element, int kUnits, int kRows>
+template <class Element, int kUnits, int kRows, bool kOptions>
 __global__ void __launch_bounds__(2 * kUnits, 1) forward_kernel(ForwardCall<Stored<Element>> call) {
   if constexpr (!device::kResidentKernels) return device::refuse();
-  using Resident = ResidentWeights<Element, kUnits, kRows, false>;
+  using Resident = ResidentWeights<Element, kUnits, kRows, false, kOptions>;
   constexpr int kWarps = Resident::kWarps, kRowTiles = Resident::kRowTiles;
   constexpr int kProjectedPitch = Resident::kProjectedPitch;
 
@@ -221,16 +314,18 @@ __global__ void __launch_bounds__(2 * kUnits, 1) forward_kernel(ForwardCall<Stor
   for (int i = 0; i < call.input_depth * 4; ++i) {
     w_ih[i * 32] = call.w_ih[(int64_t{warp_of_all} * call.input_depth * 4 + i) * 32 + lane];
   }
-  begin_block<Element, kUnits, kRows>(call, block, bias, state, pitch);
+  begin_block<Element, kUnits, kRows, kOptions>(call, block, bias, state, pitch);
   input.put_x(call, state, pitch);
 
   float c[kRowTiles][2][2];  // of rows 8n + 2t + e
   int length[kRowTiles][2];
+  [[maybe_unused]] ForwardRow<Stored<Element>> rows[kOptions ? kRowTiles : 1][2];
 #pragma unroll
   for (int i = 0; i < 2 * kRowTiles; ++i) {
     const int row = 8 * (i / 2) + 2 * t + i % 2;
     length[i / 2][i % 2] = block.length(row);
     load_c0(call, block, row, pair, c[i / 2][i % 2]);
+    if constexpr (kOptions) rows[i / 2][i % 2].begin(call, block, row, pair);
   }
 
   for (int s = 0; s < steps; ++s) {
@@ -240,6 +335,12 @@ __global__ void __launch_bounds__(2 * kUnits, 1) forward_kernel(ForwardCall<Stor
       input.fetch(call, block, s + 1, next_first, projected_of(s + 1), kProjectedPitch);
     }
     const int64_t after_next_first = block.first(s + 2);
+    if constexpr (kOptions) {
+#pragma unroll
+      for (int i = 0; i < 2 * kRowTiles; ++i) {
+        rows[i / 2][i % 2].fetch(call, block, 8 * (i / 2) + 2 * t + i % 2, s, pair);
+      }
+    }
 
     float sums[4][kRowTiles][4];  // of tile 2q + j, see single_block_weights.cuh
 #pragma unroll
@@ -283,9 +384,15 @@ __global__ void __launch_bounds__(2 * kUnits, 1) forward_kernel(ForwardCall<Stor
 #pragma unroll
         for (int q = 0; q < 2; ++q) z[gate][q] = sums[2 * q + gate / 2][n][gate % 2 * 2 + e];
       }
-      forward_cells<Quick, Element>(call, block, row, length[n][e], time, first, pair, z,
-                                    projected_of(s) + row * kProjectedPitch, c[n][e],
-                                    state_of(s + 1) + row * pitch);
+      const float* const row_projected = projected_of(s) + row * kProjectedPitch;
+      uint32_t* const next_state = state_of(s + 1) + row * pitch;
+      if constexpr (kOptions) {
+        forward_cells_with_options<Quick, Element>(call, block, row, time, first, pair, z,
+                                                   row_projected, c[n][e], rows[n][e], next_state);
+      } else {
+        forward_cells<Quick, Element>(call, block, row, length[n][e], time, first, pair, z,
+                                      row_projected, c[n][e], next_state);
+      }
     }
     if (s + 1 < steps) input.put_x(call, state_of(s + 1), pitch);
     first = next_first;

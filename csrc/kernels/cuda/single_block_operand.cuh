@@ -109,6 +109,10 @@ struct BlockRows {
   // Rows and steps that do not exist: no length, any first row.
   DEVICE int length(int row) const { return row < rows ? sequence.length(first_row + row) : 0; }
   DEVICE int time(int s) const { return ascending ? s : steps - 1 - s; }
+  // Whether a row's step at a time is its last.
+  DEVICE bool is_last(int of_time, int length) const {
+    return of_time == (reverse() ? 0 : length - 1);
+  }
   DEVICE int64_t first(int s) const { return s < steps ? sequence.first(time(s)) : 0; }
   // Where row `row` begins in an array [D, B, hidden].
   DEVICE int64_t state(int row, int hidden) const {

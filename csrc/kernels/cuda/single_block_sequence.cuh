@@ -106,7 +106,8 @@ void with_element(DType dtype, bool strict, const Run& run) {
   }
 }
 
-// Calls run(rows) with std::integral_constants for the instance that the tiles name; see is_built.
+// Calls run(units, rows, options) with std::integral_constants for the instance that the tiles
+// name; see is_built.
 template <class Element, bool kBackward, int kIndex = 0, class Run>
 void with_tiles(const Tiles& tiles, const Run& run) {
   constexpr int kBytes = sizeof(Stored<Element>), kThis = kUnits[kIndex];
@@ -117,12 +118,16 @@ void with_tiles(const Tiles& tiles, const Run& run) {
     return;
   }
   using Units = std::integral_constant<int, kThis>;
-  if constexpr (is_built({kThis, kMany, kBytes, kStrict, kBackward})) {
-    if (tiles.rows == kMany) return run(Units{}, std::integral_constant<int, kMany>{});
-  }
-  if constexpr (is_built({kThis, kFew, kBytes, kStrict, kBackward})) {
-    run(Units{}, std::integral_constant<int, kFew>{});
-  }
+  const auto with_rows = [&](auto options) {
+    constexpr bool kOptions = decltype(options)::value;
+    if constexpr (is_built({kThis, kMany, kBytes, kStrict, kBackward, kOptions})) {
+      if (tiles.rows == kMany) return run(Units{}, std::integral_constant<int, kMany>{}, options);
+    }
+    if constexpr (is_built({kThis, kFew, kBytes, kStrict, kBackward, kOptions})) {
+      run(Units{}, std::integral_constant<int, kFew>{}, options);
+    }
+  };
+  tiles.options ? with_rows(std::true_type{}) : with_rows(std::false_type{});
 }
 
 // True where pairs of elements at even distances of a [T, B, features] array are aligned to both.

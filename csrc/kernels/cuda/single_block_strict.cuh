@@ -23,9 +23,9 @@ namespace fused_lstm {
 namespace cuda {
 namespace single_block {
 
-template <int kUnits, int kRows, bool kBackward>
+template <int kUnits, int kRows, bool kBackward, bool kOptions>
 struct StrictWeights {
-  static constexpr Tiles kTiles{kUnits, kRows, 4, true, kBackward};
+  static constexpr Tiles kTiles{kUnits, kRows, 4, true, kBackward, kOptions};
   static constexpr int kDepth = kTiles.depth(), kHeld = kTiles.depth_in_registers();
   static constexpr int kRest = kTiles.depth_in_shared(), kPitch = kTiles.pitch(0);
   static constexpr int kWarps = kTiles.warps(), kProjectedPitch = kTiles.projected_pitch();
@@ -101,10 +101,10 @@ struct StrictWeights {
   static_assert(kOwners <= kLanes, "a lane holds one pair of units of one row");
 };
 
-template <int kUnits, int kRows>
+template <int kUnits, int kRows, bool kOptions>
 __global__ void __launch_bounds__(2 * kUnits, 1) strict_forward_kernel(ForwardCall<float> call) {
   if constexpr (!device::kResidentKernels) return device::refuse();
-  using Resident = StrictWeights<kUnits, kRows, false>;
+  using Resident = StrictWeights<kUnits, kRows, false, kOptions>;
   constexpr int kWarps = Resident::kWarps, kProjectedPitch = Resident::kProjectedPitch;
 
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, hidden = call.hidden;
@@ -134,11 +134,13 @@ __global__ void __launch_bounds__(2 * kUnits, 1) strict_forward_kernel(ForwardCa
     reinterpret_cast<float*>(w_ih)[i] =
         unit < hidden ? call.w_ih_rows[block.direction][int64_t{from} * call.inputs + k] : 0.0f;
   }
-  begin_block<float, kUnits, kRows>(call, block, bias, state, pitch);
+  begin_block<float, kUnits, kRows, kOptions>(call, block, bias, state, pitch);
   input.put_x(call, state, pitch);
   const int length = block.length(row);
   float c[2];
   load_c0(call, block, row, pair, c);
+  [[maybe_unused]] ForwardRow<float> row_state;
+  if constexpr (kOptions) row_state.begin(call, block, row, pair);
 
   for (int s = 0; s < steps; ++s) {
     device::cp_async_wait<0>();
@@ -147,6 +149,7 @@ __global__ void __launch_bounds__(2 * kUnits, 1) strict_forward_kernel(ForwardCa
       input.fetch(call, block, s + 1, next_first, projected_of(s + 1), kProjectedPitch);
     }
     const int64_t after_next_first = block.first(s + 2);
+    if constexpr (kOptions) row_state.fetch(call, block, row, s, pair);
     float parts[Resident::kParts];
     w_hh.multiply(parts, state_of(s), pitch, lane);
     const int time = block.time(s);
@@ -164,9 +167,15 @@ __global__ void __launch_bounds__(2 * kUnits, 1) strict_forward_kernel(ForwardCa
         z[0][q] = parts[4 * q] + sum.x, z[1][q] = parts[4 * q + 1] + sum.y;
         z[2][q] = parts[4 * q + 2] + sum.z, z[3][q] = parts[4 * q + 3] + sum.w;
       }
-      forward_cells<Scalar<float>, float>(call, block, row, length, time, first, pair, z,
-                                          projected_of(s) + row * kProjectedPitch, c,
-                                          state_of(s + 1) + row * pitch);
+      const float* const row_projected = projected_of(s) + row * kProjectedPitch;
+      uint32_t* const next_state = state_of(s + 1) + row * pitch;
+      if constexpr (kOptions) {
+        forward_cells_with_options<Scalar<float>, float>(call, block, row, time, first, pair, z,
+                                                         row_projected, c, row_state, next_state);
+      } else {
+        forward_cells<Scalar<float>, float>(call, block, row, length, time, first, pair, z,
+                                            row_projected, c, next_state);
+      }
     }
     if (s + 1 < steps) input.put_x(call, state_of(s + 1), pitch);
     first = next_first;
@@ -174,10 +183,10 @@ __global__ void __launch_bounds__(2 * kUnits, 1) strict_forward_kernel(ForwardCa
   }
 }
 
-template <int kUnits, int kRows>
+template <int kUnits, int kRows, bool kOptions>
 __global__ void __launch_bounds__(2 * kUnits, 1) strict_backward_kernel(BackwardCall<float> call) {
   if constexpr (!device::kResidentKernels) return device::refuse();
-  using Resident = StrictWeights<kUnits, kRows, true>;
+  using Resident = StrictWeights<kUnits, kRows, true, kOptions>;
   constexpr int kWarps = Resident::kWarps, kPitch = Resident::kPitch;
 
   const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
@@ -190,7 +199,7 @@ __global__ void __launch_bounds__(2 * kUnits, 1) strict_backward_kernel(Backward
   const auto state_of = [&](int s) { return state + (s & 1) * kRows * kPitch; };
 
   int64_t first = block.first(0), next_first = block.first(1), after_next_first = block.first(2);
-  RowState<float> row_state;
+  RowStateOf<float, kOptions> row_state;
   begin_row(call, block, row, pair, row_state);
   fetch_row(call, block, row, 0, first, next_first, pair, row_state);
   Resident w_hh;

@@ -32,6 +32,7 @@ struct Tiles {
   int bytes = 0;  // of an element
   bool strict = false;
   bool backward = false;
+  bool options = false;  // of marks.cuh: instances of their own
 
   constexpr int warps() const { return units / kWarpUnits; }
   constexpr int threads() const { return 32 * warps(); }
@@ -50,8 +51,13 @@ struct Tiles {
     return share > 255 ? 255 : share;
   }
   constexpr int other_registers() const {
-    if (strict) return 84 + 26 * rows;
-    return backward ? 68 + (bytes == 2 ? 40 : 52) * row_tiles() : 56 + 28 * row_tiles();
+    if (strict) return 84 + 26 * rows + option_registers(1);
+    const int plain = backward ? 68 + (bytes == 2 ? 40 : 52) * row_tiles() : 56 + 28 * row_tiles();
+    return plain + option_registers(2 * row_tiles());
+  }
+  // Marks, shares and the h or dh that is kept, of the rows that a lane has.
+  constexpr int option_registers(int rows_of_lane) const {
+    return options ? 16 + (backward ? 14 : 10) * rows_of_lane : 0;
   }
   constexpr int depth_in_registers() const {
     const int room = (registers() - other_registers()) / (4 * warp_tiles());

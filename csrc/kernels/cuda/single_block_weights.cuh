@@ -112,9 +112,10 @@ DEVICE const uint32_t* operand_address(const uint32_t* rows, int pitch, int lane
 
 // W_hh of one warp. Forward keeps a sum for each of its four tiles; backward has one tile and
 // spreads it over several sums, which the caller adds: a product need not wait for the one before.
-template <class Element, int kUnits, int kRows, bool kBackward>
+template <class Element, int kUnits, int kRows, bool kBackward, bool kOptions>
 struct ResidentWeights {
-  static constexpr Tiles kTiles{kUnits, kRows, int(sizeof(Stored<Element>)), false, kBackward};
+  static constexpr Tiles kTiles{kUnits, kRows,     int(sizeof(Stored<Element>)),
+                                false,  kBackward, kOptions};
   static constexpr int kDepth = kTiles.depth(), kWarpTiles = kTiles.warp_tiles();
   static constexpr int kHeld = kTiles.depth_in_registers(), kRest = kTiles.depth_in_shared();
   static constexpr int kWarps = kTiles.warps(), kThreads = kTiles.threads();

@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <initializer_list>
 
+#include "options.h"
 #include "pieces.h"
 #include "steps.h"
 
@@ -24,6 +25,7 @@ const char* refusal(const Problem& p, bool cluster, const Launch& launch) {
   if (cluster && device.arch < kOldestClusterArch) return "needs sm_90";
   if (device.arch > kNewestArch) return "not compiled for sm_100 and newer yet";
   if (p.weights[0].w_hr != nullptr || p.P != p.H) return "h is projected";
+  if (has_options(p) || p.recompute) return "resets, cells and other options have no kernel here";
   if (p.H > kMostUnits) return "H is too large";
   if (device.sms < 1) return "the device has no multiprocessors";
   if (p.T >= INT32_MAX || p.B > INT32_MAX || p.I > INT32_MAX) return "a size needs 64 bits";

@@ -108,7 +108,10 @@ __global__ void __launch_bounds__(kThreads, 1)
       } else {
         __syncthreads();
       }
-      if (active) single_block::store_cells(call, block, row, length, time, first, pair, z, c, h);
+      if (active) {
+        single_block::store_cells(call, block, row, time, block.is_last(time, length), first, pair,
+                                  z, c, h);
+      }
     }
   }
   exchange.finish();

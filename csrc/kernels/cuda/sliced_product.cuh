@@ -189,7 +189,7 @@ class StrictProduct {
   static constexpr int kFragments = piece_fragments(true, kBackward);
   static constexpr int kHeld = held_pieces(true, kBackward, kRows);
   using Sums =
-      single_block::StrictWeights<32, kRows, kBackward>;  // who adds what, and ends with it
+      single_block::StrictWeights<32, kRows, kBackward, false>;  // who adds what, and ends with it
   static constexpr int kLanes = Sums::kLanes, kParts = Sums::kParts;
   static_assert(kFragments == Sums::kSums, "a fragment for each sum");
 

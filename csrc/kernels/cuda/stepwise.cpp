@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "options.h"
+
 namespace fused_lstm {
 namespace cuda {
 namespace stepwise {
@@ -47,6 +49,7 @@ ForwardScratch forward_scratch(const Problem& p, bool training, void* base) {
   s.c = carver.take(!training, p.B * p.H, computed);
   s.before_hr = carver.take(!training && projects, p.B * p.H, stored);
   s.h = carver.take(projects, p.B * p.P, computed);
+  s.next_h = carver.take(changes_h(p), p.B * p.H, stored);
   s.bytes = carver.used();
   return s;
 }
@@ -54,20 +57,23 @@ ForwardScratch forward_scratch(const Problem& p, bool training, void* base) {
 BackwardScratch backward_scratch(const Problem& p, const Gradients& g, void* base) {
   const int64_t stored = element_bytes(p.dtype), computed = computed_bytes(p.dtype);
   const bool projects = p.weights[0].w_hr != nullptr, rounds = stored < computed;
-  const bool gathers = Rows{p.x_t, p.x_b}.uniform(p, p.I) == 0;
+  const bool gathers = Rows{p.x_t, p.x_b}.uniform(p, p.I) == 0 || p.marks != nullptr;
   const auto asked = [&](auto member) {  // of either direction
     return g.weights[0].*member != nullptr || (p.D == 2 && g.weights[1].*member != nullptr);
   };
   using W = std::remove_const_t<std::remove_reference_t<decltype(g.weights[0])>>;
   Carver carver(base);
   BackwardScratch s = {};
-  s.chunk_rows = chunk_rows(p, 4 * p.H * stored);
+  s.chunk_rows = chunk_rows(p, 4 * p.H * (p.recompute ? computed : stored));
   s.slices = std::min(kMostSlices, (s.chunk_rows + 31) / 32);
   s.dz = carver.take(true, s.chunk_rows * 4 * p.H, stored);
-  s.x = carver.take(gathers && asked(&W::dw_ih), s.chunk_rows * p.I, stored);
-  s.h_before = carver.take(asked(&W::dw_hh), s.chunk_rows * p.P, stored);
+  s.z = carver.take(p.recompute && rounds, s.chunk_rows * 4 * p.H, computed);
+  if (p.recompute && !rounds) s.z = s.dz;
+  s.x = carver.take(gathers && (p.recompute || asked(&W::dw_ih)), s.chunk_rows * p.I, stored);
+  s.h_before = carver.take(p.recompute || asked(&W::dw_hh), s.chunk_rows * p.P, stored);
   s.dh = carver.take(true, p.B * p.P, computed);
   s.dc = carver.take(true, p.B * p.H, computed);
+  s.dh_kept = carver.take(p.zoneout.on(), p.B * p.H, computed);
   s.dh_stored = carver.take(projects, s.chunk_rows * p.P, stored);
   s.dm = carver.take(projects, p.B * p.H, computed);
   s.db = carver.take(asked(&W::db), s.slices * 4 * p.H, computed);

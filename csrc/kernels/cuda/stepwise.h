@@ -9,7 +9,9 @@
 //              dz_t, dc                            one kernel
 //              dh = dz_t W_hh                      a product
 //   per chunk: dW_ih += dz^T x, dW_hh += dz^T h_{t-1}, dx = dz W_ih, db: whatever is asked for
-// A projection adds a product and a small kernel to each step.
+// A projection adds a product and a small kernel to each step. The options of marks.cuh have
+// kernels of their own (stepwise_options.cuh) and add no launch to a step. Where the reserve holds
+// no gates, each chunk of backward begins with a product that gives them again, into dz's place.
 //
 // dz is kept in the stored type: a product takes both its operands in one type, and W and x are
 // stored so; halving what is moved costs half a unit of the 16-bit types once per step. What sums
@@ -39,6 +41,7 @@ struct ForwardScratch {
   void* c;          // E [B, H] in inference; training keeps every c in the reserve
   void* before_hr;  // S [B, H] in inference with a projection: o * tanh(c)
   void* h;          // E [B, P] with a projection
+  void* next_h;     // S [B, H] what the gates of the next step read, where that is not simply y
   int64_t chunk_rows;
   int64_t bytes;
 };
@@ -46,10 +49,12 @@ ForwardScratch forward_scratch(const Problem& problem, bool training, void* base
 
 struct BackwardScratch {
   void* dz;         // S [chunk_rows, 4H]
-  void* x;          // S [chunk_rows, I]: as in forward, for dw_ih
-  void* h_before;   // S [chunk_rows, P]: h of the step before each row's, for dw_hh
+  void* z;          // E [chunk_rows, 4H] where gates are computed again; dz itself where E is S
+  void* x;          // S [chunk_rows, I]: as in forward, for dw_ih and gates; zeros past a row's end
+  void* h_before;   // S [chunk_rows, P]: the h that each row's gates read, for dw_hh and gates
   void* dh;         // E [B, P]
   void* dc;         // E [B, H]
+  void* dh_kept;    // E [B, H] with zoneout: gradient of h that passes by a step's cells
   void* dh_stored;  // S [chunk_rows, P] with a projection: all that arrives at h
   void* dm;         // E [B, H] with a projection: gradient of o * tanh(c)
   void* db;         // E [slices, 4H]

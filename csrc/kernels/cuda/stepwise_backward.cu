@@ -2,6 +2,7 @@
 // which forward visited them: `before` and `after` keep forward's sense.
 #include "copier.cuh"
 #include "stepwise.h"
+#include "stepwise_options.cuh"
 
 namespace fused_lstm {
 namespace cuda {
@@ -34,15 +35,37 @@ class Backward {
     bool add = false;
     while (exists(p_, step)) {
       const Chunk chunk = chunk_from(p_, step, upward, s_.chunk_rows);
+      const Operand x = p_.recompute ? compute_gates(d, chunk) : Operand{};
       for (int64_t i = 0; i < chunk.steps; ++i) {
         run_step(d, step, after < step.rows ? after : step.rows, chunk);
         after = step.rows;
         step = next_step(p_, step, upward);
       }
-      add_weights(d, chunk, add);
+      add_weights(d, chunk, x, add);
       add = true;
       if (g_.dx) add_input(d, chunk);
     }
+    if (has_options(p_) && g_.dh0) finish_dh0(d);
+  }
+
+  // The chunk's gates, where dz will be: a thread reads those of its unit before it writes there.
+  // Returns x as it has been gathered for them.
+  Operand compute_gates(int32_t d, const Chunk& chunk) {
+    const Weights& w = p_.weights[d];
+    const Operand x = gather_x(d, chunk);
+    gather_h_before(d, chunk);
+    queue_.multiply(chunk.rows, 4 * p_.H, p_.I, x, Operand{w.w_ih, p_.I, true}, s_.z, false);
+    queue_.multiply(chunk.rows, 4 * p_.H, p_.P, Operand{s_.h_before, p_.P},
+                    Operand{w.w_hh, p_.P, true}, s_.z, true);
+    Activate<S> call = {};
+    call.rows = chunk.rows;
+    call.hidden = p_.H;
+    call.z = static_cast<const E*>(s_.z);
+    call.b_ih = static_cast<const S*>(w.b_ih);
+    call.b_hh = static_cast<const S*>(w.b_hh);
+    call.gates = static_cast<S*>(s_.dz);
+    queue_.run(activate_kernel<S>, cover(call.rows, call.hidden), call);
+    return x;
   }
 
   // dh and dc of the first `after` rows come from the step after.
@@ -54,13 +77,13 @@ class Backward {
     cell.hidden = p_.H;
     cell.before = before;
     cell.after = after;
-    cell.gates = saved<S>(layout_.gates[d]) + step.row * 4 * p_.H;
     cell.c = saved<E>(layout_.cells[d]) + step.row * p_.H;
     if (before > 0) cell.c_before = saved<E>(layout_.cells[d]) + previous.row * p_.H;
     cell.c0 = state(p_.c0, d, p_.H);
     cell.dc_n = state(g_.dc_n, d, p_.H);
     cell.dc = static_cast<E*>(s_.dc);
     cell.dz = static_cast<S*>(s_.dz) + (step.row - chunk.row) * 4 * p_.H;
+    cell.gates = p_.recompute ? cell.dz : saved<S>(layout_.gates[d]) + step.row * 4 * p_.H;
     cell.dc0 = state(g_.dc0, d, p_.H);
     if (p_.weights[d].w_hr) {
       cell.dh = project(d, step, after, chunk);
@@ -72,17 +95,52 @@ class Backward {
       cell.dh_rows = after;
       cell.dh_n = state(g_.dh_n, d, p_.H);
     }
-    queue_.run(cell_backward_kernel<S>, cover(cell.rows, cell.hidden), cell);
+    if (has_options(p_)) {
+      run_options(d, step, cell);
+    } else {
+      queue_.run(cell_backward_kernel<S>, cover(cell.rows, cell.hidden), cell);
+    }
 
     const int64_t rows = g_.dh0 ? step.rows : before;  // whose dh somebody reads
     if (rows > 0) {
       queue_.multiply(rows, p_.P, 4 * p_.H, Operand{cell.dz, 4 * p_.H},
                       Operand{p_.weights[d].w_hh, p_.P}, s_.dh, false);
     }
-    if (rows > before) {
+    if (rows > before && !has_options(p_)) {
       const int64_t first = before * p_.P;
       round(static_cast<E*>(s_.dh) + first, state(g_.dh0, d, p_.P) + first, (rows - before) * p_.P);
     }
+  }
+
+  HandBack<S> hand_back(int32_t d) const {
+    HandBack<S> call = {};
+    call.marks = marks_of(p_, d);
+    call.hidden = p_.H;
+    call.dh = static_cast<const E*>(s_.dh);
+    call.dh_kept = static_cast<E*>(s_.dh_kept);
+    call.factors = state(p_.h_factors, d, p_.H);
+    call.dh0 = state(g_.dh0, d, p_.H);
+    return call;
+  }
+
+  void run_options(int32_t d, const Step& step, const CellBackward<S>& cell) {
+    OptionsBackward<S> options = {};
+    options.cell = cell;
+    options.t = static_cast<int32_t>(step.t);
+    options.hand_back = hand_back(d);
+    options.zones = zones_of<E>(p_, d);
+    if (g_.dcells) {
+      const Rows rows = {g_.dcells_t, g_.dcells_b};
+      options.dcells = static_cast<const S*>(g_.dcells) + rows.offset(p_, step) + d * p_.H;
+      options.dcells_row = g_.dcells_b;
+    }
+    queue_.run(options_backward_kernel<S>, cover(cell.rows, cell.hidden), options);
+  }
+
+  void finish_dh0(int32_t d) {
+    const Step first = first_step(p_, d == 0);
+    const FinishDh0<S> call = {first.rows, static_cast<int32_t>(first.t), hand_back(d)};
+    queue_.run(finish_dh0_kernel<S>, cover(first.rows, p_.H), call);
   }
 
   // With a projection: what arrives at h, and the gradient dm [rows, H] = dh W_hr of o * tanh(c).
@@ -102,16 +160,17 @@ class Backward {
     return static_cast<const E*>(s_.dm);
   }
 
-  // The chunk's share of the weight gradients; the first chunk begins the sums.
-  void add_weights(int32_t d, const Chunk& chunk, bool add) {
+  // The chunk's share of the weight gradients; the first chunk begins the sums. gathered: what
+  // compute_gates left.
+  void add_weights(int32_t d, const Chunk& chunk, const Operand& gathered, bool add) {
     const auto& w = g_.weights[d];
     const Operand dz = {s_.dz, 4 * p_.H, true};
     if (w.dw_ih) {
-      const Operand x = rows_of_x<S>(queue_, p_, chunk, d != 0, s_.x);
+      const Operand x = p_.recompute ? gathered : gather_x(d, chunk);
       queue_.multiply(4 * p_.H, p_.I, chunk.rows, dz, x, sum(s_.dw_ih, w.dw_ih), add);
     }
     if (w.dw_hh) {
-      gather_h_before(d, chunk);
+      if (!p_.recompute) gather_h_before(d, chunk);
       queue_.multiply(4 * p_.H, p_.P, chunk.rows, dz, Operand{s_.h_before, p_.P},
                       sum(s_.dw_hh, w.dw_hh), add);
     }
@@ -132,10 +191,31 @@ class Backward {
     }
   }
 
-  // h of the step before each row's: y of that step, or h0 where the row begins.
+  Operand gather_x(int32_t d, const Chunk& chunk) {
+    if (!p_.marks) return rows_of_x<S>(queue_, p_, chunk, d != 0, s_.x);
+    GatherX<S> gather = {};
+    gather.marks = marks_of(p_, d);
+    gather.first = chunk.row;
+    gather.rows = chunk.rows;
+    gather.features = p_.I;
+    gather.x = static_cast<const S*>(p_.x);
+    gather.x_t = p_.x_t;
+    gather.x_b = p_.x_b;
+    gather.to = static_cast<S*>(s_.x);
+    queue_.run(gather_x_kernel<S>, cover(gather.rows, gather.features), gather);
+    return {s_.x, p_.I};
+  }
+
+  // The h that each row's gates read: y of the step before it, or h0 where the row begins.
   void gather_h_before(int32_t d, const Chunk& chunk) {
     const bool upward = d != 0;
     const S* const y = static_cast<const S*>(g_.y) + d * p_.P;
+    if (changes_h(p_)) {
+      const GatherH<S> gather = {
+          read_h_of<S>(p_, d),         chunk.row, chunk.rows, y, g_.y_t, g_.y_b,
+          static_cast<S*>(s_.h_before)};
+      return queue_.run(gather_h_kernel<S>, cover(gather.rows, p_.H), gather);
+    }
     const S* const h0 = state(p_.h0, d, p_.P);
     Copier<S> from_y(queue_, p_.P), from_h0(queue_, p_.P);
     Step step = chunk.first;

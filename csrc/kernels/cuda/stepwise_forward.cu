@@ -1,6 +1,7 @@
 // Forward of the stepwise family; stepwise.h says how.
 #include "copier.cuh"
 #include "stepwise.h"
+#include "stepwise_options.cuh"
 
 namespace fused_lstm {
 namespace cuda {
@@ -29,6 +30,7 @@ class Forward {
     const Weights& w = p_.weights[d];
     int64_t before = 0;  // rows of the step before
     Step step = first_step(p_, upward), previous = step;
+    if (s_.next_h) gather_first_h(d, step);
     while (exists(p_, step)) {
       const Chunk chunk = chunk_from(p_, step, upward, s_.chunk_rows);
       const Operand x = rows_of_x<S>(queue_, p_, chunk, upward, s_.x);
@@ -46,15 +48,7 @@ class Forward {
   // z [rows, 4H] holds x W_ih^T. The first `before` rows go on from step `previous`.
   void run_step(int32_t d, const Step& step, const Step& previous, int64_t before, E* z) {
     const Weights& w = p_.weights[d];
-    const Operand w_hh = {w.w_hh, p_.P, true};
-    if (before > 0) {
-      const Operand h = {y_at(d, previous), y_.within(previous, p_.P)};
-      queue_.multiply(before, 4 * p_.H, p_.P, h, w_hh, z, true);
-    }
-    if (before < step.rows && p_.h0) {
-      const Operand h = {state(p_.h0, d, p_.P) + before * p_.P, p_.P};
-      queue_.multiply(step.rows - before, 4 * p_.H, p_.P, h, w_hh, z + before * 4 * p_.H, true);
-    }
+    add_state(d, step, previous, before, z);
     const int64_t after = next_step(p_, step, d == 0).rows;
     CellForward<S> cell = {};
     cell.rows = step.rows;
@@ -67,7 +61,8 @@ class Forward {
     cell.c0 = p_.c0 ? state(p_.c0, d, p_.H) : nullptr;
     cell.c = cells_at(d, step);
     cell.c_before = cells_at(d, previous);
-    cell.gates = out_.reserve ? saved(layout_.gates[d]) + step.row * 4 * p_.H : nullptr;
+    cell.gates =
+        out_.reserve && !p_.recompute ? saved(layout_.gates[d]) + step.row * 4 * p_.H : nullptr;
     cell.c_n = state(out_.c_n, d, p_.H);
     if (w.w_hr) {
       cell.h = out_.reserve ? saved(layout_.projected[d]) + step.row * p_.H
@@ -78,8 +73,52 @@ class Forward {
       cell.h_row = out_.y_b;
       cell.h_n = state(out_.h_n, d, p_.H);
     }
+    if (has_options(p_)) return run_options(d, step, previous, cell);
     queue_.run(cell_forward_kernel<S>, cover(cell.rows, cell.hidden), cell);
     if (w.w_hr) project(d, step, after, cell.h);
+  }
+
+  // z += h W_hh^T
+  void add_state(int32_t d, const Step& step, const Step& previous, int64_t before, E* z) {
+    const Operand w_hh = {p_.weights[d].w_hh, p_.P, true};
+    if (s_.next_h) {
+      if (before == 0 && !p_.h0) return;
+      return queue_.multiply(step.rows, 4 * p_.H, p_.P, Operand{s_.next_h, p_.P}, w_hh, z, true);
+    }
+    if (before > 0) {
+      const Operand h = {y_at(d, previous), y_.within(previous, p_.P)};
+      queue_.multiply(before, 4 * p_.H, p_.P, h, w_hh, z, true);
+    }
+    if (before < step.rows && p_.h0) {
+      const Operand h = {state(p_.h0, d, p_.P) + before * p_.P, p_.P};
+      queue_.multiply(step.rows - before, 4 * p_.H, p_.P, h, w_hh, z + before * 4 * p_.H, true);
+    }
+  }
+
+  // Later steps find it where the kernel of the one before has left it.
+  void gather_first_h(int32_t d, const Step& step) {
+    if (!p_.h0) return;
+    GatherH<S> gather = {};
+    gather.read_h = read_h_of<S>(p_, d);
+    gather.first = step.row;
+    gather.rows = step.rows;
+    gather.to = static_cast<S*>(s_.next_h);
+    queue_.run(gather_h_kernel<S>, cover(step.rows, p_.H), gather);
+  }
+
+  void run_options(int32_t d, const Step& step, const Step& previous, const CellForward<S>& cell) {
+    OptionsForward<S> options = {};
+    options.cell = cell;
+    options.t = static_cast<int32_t>(step.t);
+    options.read_h = read_h_of<S>(p_, d);
+    options.zones = zones_of<E>(p_, d);
+    options.y_before = y_at(d, previous);
+    options.next_h = static_cast<S*>(s_.next_h);
+    if (out_.cells) {
+      options.cells_row = p_.D * p_.H;
+      options.cells = static_cast<S*>(out_.cells) + step.row * options.cells_row + d * p_.H;
+    }
+    queue_.run(options_forward_kernel<S>, cover(cell.rows, cell.hidden), options);
   }
 
   // h [rows, P] = m [rows, H] W_hr^T, m = o * tanh(c)
