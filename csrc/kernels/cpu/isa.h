@@ -32,6 +32,9 @@ struct Tag {};
 #include "forward.h"
 #include "recompute.h"
 #include "backward.h"
+#if !defined(FUSED_LSTM_ONLY_BFLOAT16)
+#include "frozen_forward.h"
+#endif
 // clang-format on
 
 // Calls f(s, e) with a value of the stored and of the computed type of dtype.
@@ -106,8 +109,13 @@ inline void run_backward(const Problem& problem, const Gradients& gradients, con
   });
 }
 
-constexpr Kernels kKernels = {facts,       reserve_size,       forward_workspace,
-                              run_forward, backward_workspace, run_backward};
+#if defined(FUSED_LSTM_ONLY_BFLOAT16)
+constexpr auto frozen_workspace = nullptr, run_frozen = nullptr;
+#endif
+
+constexpr Kernels kKernels = {
+    facts,        reserve_size,     forward_workspace, run_forward, backward_workspace,
+    run_backward, frozen_workspace, run_frozen};
 
 }  // namespace FUSED_LSTM_ISA_NAMESPACE
 }  // namespace cpu

@@ -2,6 +2,7 @@
 // chooses).
 #pragma once
 
+#include "../frozen.h"
 #include "../lstm.h"
 #include "plan.h"
 
@@ -15,7 +16,14 @@ struct Kernels {
   void (*forward)(const Problem&, const Outputs&, const Plan&, void* workspace, const Parallel&);
   size_t (*backward_workspace)(const Problem&, const Gradients&, const Plan&);
   void (*backward)(const Problem&, const Gradients&, const Plan&, void* workspace, const Parallel&);
+  // From frozen weights; null where the set is for bfloat16 alone.
+  size_t (*frozen_workspace)(const Problem&, const Plan&);
+  void (*frozen)(const Problem&, const Frozen&, const Outputs&, const Plan&, void* workspace,
+                 const Parallel&);
 };
+
+// Those in use now for a dtype.
+const Kernels& active_kernels(DType dtype);
 
 const Kernels* portable_kernels();
 const Kernels* avx2_kernels();             // null where this build or architecture has none
