@@ -37,6 +37,9 @@ def explain_plan(
 ) -> str:
     """One line: how the kernels compute these sizes; options: with resets, lengths or cells."""
 
+def explain_frozen(T: int, B: int, I: int, H: int, D: int, weights: str, threads: int) -> str:
+    """The same from frozen weights."""
+
 def empty_cache() -> int:
     """Gives the scratch pool's unused memory back to the system; returns its bytes."""
 
