@@ -36,6 +36,7 @@ RANKS = {
     "dispatch": 4,
     "onnx": 4,
     "options": 5,
+    "frozen": 5,
     "functional": 6,
     "modules": 7,
     "convert": 8,
