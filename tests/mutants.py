@@ -39,6 +39,7 @@ PAIR = f"{DISTRIBUTED} -k two_processes"
 RECIPE = f"{RECIPES} -m compile"
 CONVERT, FUNC, OPCHECK = "tests/test_convert.py", "tests/test_func.py", "tests/test_opcheck.py"
 STAYS = f"{CONVERT} -k stay"
+FROZEN = "tests/test_frozen.py"
 
 MUTANTS = [
     Mutant("a graph break", "dispatch", "transformed = _transforms()\n    if not",
@@ -193,6 +194,13 @@ MUTANTS = [
     Mutant("autocast on a GPU: float64 lowered", "dispatch",
            "return t if t.dtype is torch.float64 else t.to(low)", "return t.to(low)",
            f"{CUDA} -k autocast"),
+    Mutant("frozen: versions not looked at", "frozen", "or now._version != self.version", "",
+           f"{FROZEN} -k change_is_seen"),
+    Mutant("frozen: edits through .data unseen", "frozen",
+           "return self.detach()  # which", "return torch.Tensor.data.__get__(self)  # which",
+           f"{FROZEN} -k change_is_seen"),
+    Mutant("frozen: int8 cut off, not rounded", "frozen", ".round_().to(torch.int8)",
+           ".to(torch.int8)", f"{FROZEN} -k computes_what"),
 ]  # fmt: skip
 
 CONTROLS = [
