@@ -88,6 +88,10 @@ class Frozen:
         Raises:
             RuntimeError: saying what, and how to thaw.
         """
+        if torch._C._is_tracing() or torch.compiler.is_exporting():
+            self._refuse("tracing or export", "a graph cannot notice that weights changed")
+        if dispatch._transforms():
+            self._refuse("a transform of torch.func", "it has no derivative and no rule for vmap")
         for name, watch, t in zip(lstm._flat_weights_names, self.watches, now, strict=True):
             if watch.sees_change(t):
                 raise RuntimeError(
@@ -109,10 +113,6 @@ class Frozen:
                     )
         if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled("cpu"):
             self._refuse("autocast", "it computes in float32: turn autocast off around it")
-        if torch._C._is_tracing() or torch.compiler.is_exporting():
-            self._refuse("tracing or export", "a graph cannot notice that weights changed")
-        if dispatch._transforms():
-            self._refuse("a transform of torch.func", "it has no derivative and no rule for vmap")
 
     def _refuse(self, what: str, why: str) -> None:
         raise RuntimeError(

@@ -229,12 +229,7 @@ class LSTM(nn.RNNBase):
             if isinstance(input, torch.fx.Proxy):
                 return _fx_leaf(self, input, hx, reset, lengths, return_cells)
             if self._frozen is not None:
-                own = (self, input, hx, reset, lengths, return_cells)
-                if torch.compiler.is_compiling():
-                    from . import frozen
-
-                    return frozen.outside_graphs(_frozen_forward, *own)
-                return _frozen_forward(*own)
+                return _frozen_call(self, input, hx, reset, lengths, return_cells)
             return functional.lstm(
                 input,
                 hx,
@@ -387,6 +382,14 @@ class LSTMCell(nn.RNNCellBase):
         return (h, c) if input.dim() == 2 else (h.squeeze(0), c.squeeze(0))
 
 
+def _frozen_call(lstm: LSTM, *own: Any) -> Any:
+    if torch.compiler.is_compiling():
+        from . import frozen
+
+        return frozen.outside_graphs(_frozen_forward, lstm, *own)
+    return _frozen_forward(lstm, *own)
+
+
 def _frozen_forward(
     lstm: LSTM, input: Any, hx: Any, reset: Any, lengths: Any, return_cells: Any
 ) -> tuple[Any, ...]:
@@ -399,8 +402,8 @@ def _frozen_forward(
             )
     weights = lstm._current_weights()
     data = input.data if isinstance(input, PackedSequence) else input
-    tensors = (t for t in (data, *(hx or ())) if isinstance(t, Tensor))
-    lstm._frozen.check(lstm, weights, *tensors)
+    state = hx if isinstance(hx, tuple | list) else ()  # anything else is refused below
+    lstm._frozen.check(lstm, weights, *(t for t in (data, *state) if isinstance(t, Tensor)))
     options = Options(
         lstm.num_layers, lstm.bias, lstm.dropout, False, lstm.bidirectional, lstm.proj_size
     )

@@ -204,10 +204,6 @@ def pruned(lstm: LSTM) -> None:
     prune.random_unstructured(lstm, "weight_hh_l0", amount=0.5)
 
 
-def parametrized(lstm: LSTM) -> None:
-    parametrizations.weight_norm(lstm, "weight_hh_l0")
-
-
 def optimized(lstm: LSTM) -> None:
     optimizer = torch.optim.SGD(lstm.parameters(), lr=0.1)
     for p in lstm.parameters():
@@ -247,7 +243,6 @@ CHANGES = (
     swapped,
     initialised,
     pruned,
-    parametrized,
     optimized,
     from_a_vector,
     memory_set,
@@ -271,6 +266,18 @@ def test_a_change_is_seen(change: Callable[[LSTM], None], streams: bool) -> None
     expected.__setstate__(lstm.__dict__.copy())
     with torch.no_grad():
         assert torch.equal(lstm(X)[0], expected(X)[0])
+
+
+def test_a_parametrization_is_refused_until_thawed() -> None:
+    """PyTorch itself makes a new Parameter of the old one there, and will not of a watched one."""
+    lstm = frozen()
+    with torch.no_grad():
+        before = lstm(X)[0]
+        with pytest.raises(RuntimeError, match="WatchedParameter"):
+            parametrizations.weight_norm(lstm, "weight_hh_l0")
+        assert torch.equal(lstm(X)[0], before)
+        parametrizations.weight_norm(lstm.thaw(), "weight_hh_l0")
+        torch.testing.assert_close(lstm(X)[0], before)
 
 
 def test_what_changes_nothing_is_allowed() -> None:
@@ -320,7 +327,7 @@ def test_another_way_to_store(way: Any) -> None:
         (
             lambda: LSTM(4, 7).double(),
             ValueError,
-            "weight_ih_l0: expected torch.float32 .* float64",
+            "weight_ih_l0: expected torch.float32 .* got torch.float64",
         ),
         (lambda: LSTM(4, 7).to("meta"), ValueError, "weight_ih_l0: expected .* device 'meta'"),
         (
@@ -438,6 +445,7 @@ def test_torch_compile_breaks_its_graph_there() -> None:
             compiled(X)
         lstm.freeze()
         assert torch.equal(compiled(X), model(X))
+        torch._dynamo.reset()
         with pytest.raises(Exception, match="frozen LSTM"):
             torch.compile(model, backend="eager", fullgraph=True)(X)
 
