@@ -52,5 +52,8 @@ def cache_limit() -> int:
 def set_cache_limit(bytes: int) -> None:
     """Sets that limit and gives back what is above it."""
 
+def prefer_large_pages(address: int, bytes: int) -> None:
+    """Asks for large pages inside memory of a tensor that nobody has written yet."""
+
 def set_concurrent(concurrent: bool) -> None:
     """Whether the chunks of torch's parallel loops run at once on threads of their own."""

@@ -239,7 +239,10 @@ def _panels(rows: Tensor) -> Tensor:  # [4H, K] -> [ceil(H/16), K, 4, 16]
     count = -(-H // UNITS)
     padded = rows.new_zeros(4, count * UNITS, K)
     padded[:, :H] = rows.view(4, H, K)
-    return padded.view(4, count, UNITS, K).permute(1, 3, 0, 2).contiguous()
+    panels = rows.new_empty(count, K, 4, UNITS)
+    # A step walks through all of it: on small pages every few lines wait for an address.
+    _extension.require().prefer_large_pages(panels.data_ptr(), panels.nbytes)
+    return panels.copy_(padded.view(4, count, UNITS, K).permute(1, 3, 0, 2))
 
 
 def __getattr__(name: str) -> Any:

@@ -164,5 +164,11 @@ PYBIND11_MODULE(_C, module) {
   module.def("cache_limit", &fl::scratch::limit);
   module.def("set_cache_limit", &fl::scratch::set_limit, py::arg("bytes"),
              py::call_guard<py::gil_scoped_release>());
+  module.def(
+      "prefer_large_pages",
+      [](uintptr_t address, size_t bytes) {
+        fl::scratch::prefer_large_pages(reinterpret_cast<void*>(address), bytes);
+      },
+      py::arg("address"), py::arg("bytes"));
   module.def("set_concurrent", &fl::runtime::set_concurrent, py::arg("concurrent"));
 }
