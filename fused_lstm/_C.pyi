@@ -37,6 +37,9 @@ def explain_plan(
 ) -> str:
     """One line: how the kernels compute these sizes; options: with resets, lengths or cells."""
 
+def explain_frozen(T: int, B: int, I: int, H: int, D: int, weights: str, threads: int) -> str:
+    """The same from frozen weights."""
+
 def empty_cache() -> int:
     """Gives the scratch pool's unused memory back to the system; returns its bytes."""
 
@@ -48,6 +51,9 @@ def cache_limit() -> int:
 
 def set_cache_limit(bytes: int) -> None:
     """Sets that limit and gives back what is above it."""
+
+def prefer_large_pages(address: int, bytes: int) -> None:
+    """Asks for large pages inside memory of a tensor that nobody has written yet."""
 
 def set_concurrent(concurrent: bool) -> None:
     """Whether the chunks of torch's parallel loops run at once on threads of their own."""

@@ -156,6 +156,8 @@ def _original_class(module: nn.Module) -> type:
     if isinstance(module, torch.jit.ScriptModule) or not _is_ours(cls):
         return cls
     _check_instance(module)
+    if getattr(module, "_frozen", None) is not None:
+        raise _KeptError("it is frozen: call its thaw() first")
     if getattr(module, "extras", None) is not None:
         raise _KeptError(f"torch.nn.LSTM has no {module.extras}")
     return _map_class(module, cls, _original_subclass)
@@ -281,6 +283,8 @@ class _LSTMOverTorch(nn.LSTM):
     _scripted_packed = LSTM._scripted_packed
     extras = None
     has_extras = False
+    _frozen = None
+    is_frozen = False
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

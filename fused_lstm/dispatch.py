@@ -409,6 +409,7 @@ def explain_plan(
         training = True if training is None else training
     D, P = (2 if bidirectional else 1), (proj_size or H)
     device = torch.device(device)
+    frozen = getattr(target, "_frozen", None)
     obstacle = _no_kernel(device, dtype)
     instead = "torch's own LSTM"
     extras = getattr(target, "extras", None)
@@ -419,7 +420,9 @@ def explain_plan(
     lines = []
     for layer in range(layers):
         features = features if layer == 0 else D * P
-        if obstacle is None:
+        if frozen is not None:
+            line = frozen.explain(T, B, features, D, threads or torch.get_num_threads())
+        elif obstacle is None:
             sizes = (T, B, features, H, P, D, str(dtype).removeprefix("torch."), training)
             if device.type == "cuda":
                 line = _cuda_plan(sizes, device, options)

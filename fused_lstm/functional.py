@@ -7,7 +7,7 @@ Errors are those of torch.nn.LSTM, in type and (where it has one) in message. Wh
 accident, with an AttributeError out of its depths, there is a TypeError.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,8 @@ from .dispatch import Options, cell, stack, zero_state
 from .extras import Extras
 
 __all__ = ["lstm", "lstm_cell"]
+
+Stack = Callable[..., tuple[Tensor, tuple[Tensor, Tensor]]]  # dispatch.stack, or one like it
 
 
 def lstm(
@@ -86,8 +88,6 @@ def lstm(
     expected = num_layers * (2 if bidirectional else 1) * (2 + 2 * bool(bias) + (proj_size > 0))
     if len(weights) != expected:
         raise ValueError(f"weights: expected {expected} tensors, got {len(weights)}")
-    if hx is not None:
-        _check_state_kind(hx)
     marked = reset is not None or lengths is not None or return_cells
     if extras is not None and not extras.act(training):
         extras = None
@@ -95,11 +95,46 @@ def lstm(
         if marked:
             _refuse_packed(reset, lengths)
         if extras is not None:
+            if hx is not None:
+                _check_state_kind(hx)
             return _lstm_packed_with_extras(input, hx, weights, options, extras)
-        return _lstm_packed(input, hx, weights, options)
+    elif marked or extras is not None:
+        _check_input(input, hx)
+        own = (reset, lengths, bool(return_cells), extras)
+        return _lstm_marked(input, hx, weights, options, batch_first, *own)
+    return plain_lstm(input, hx, weights, options, batch_first, stack)
+
+
+def plain_lstm(
+    input: Tensor | PackedSequence,
+    hx: Sequence[Tensor] | None,
+    weights: Sequence[Tensor],
+    options: Options,
+    batch_first: bool,
+    stack: Stack,
+) -> tuple[Any, tuple[Tensor, Tensor]]:
+    """What torch.nn.LSTM computes, by whichever `stack` computes all layers of a checked call."""
+    if isinstance(input, PackedSequence):
+        if hx is not None:
+            _check_state_kind(hx)
+        return _lstm_packed(input, hx, weights, options, stack)
+    dim = _check_input(input, hx)
+    if dim == 3:
+        x = input.transpose(0, 1) if batch_first else input
+        y, state = _lstm_padded(x, hx, weights, options, stack)
+        return (y.transpose(0, 1) if batch_first else y), state
+    if hx is not None:
+        hx = (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
+    y, (h_n, c_n) = _lstm_padded(input.unsqueeze(1), hx, weights, options, stack)
+    return y.squeeze(1), (h_n.squeeze(1), c_n.squeeze(1))
+
+
+def _check_input(input: Any, hx: Any) -> int:
+    """The number of dimensions of an input that is no PackedSequence."""
+    if hx is not None:
+        _check_state_kind(hx)
     if not isinstance(input, Tensor):
         raise TypeError(f"input: expected a Tensor or PackedSequence, got {type(input).__name__}")
-
     dim = input.dim()
     if dim not in (2, 3):
         raise ValueError(f"LSTM: Expected input to be 2D or 3D, got {dim}D instead")
@@ -108,17 +143,7 @@ def lstm(
             f"For {'batched 3-D' if dim == 3 else 'unbatched 2-D'} input, hx and cx should also be "
             f"{dim}-D but got ({hx[0].dim()}-D, {hx[1].dim()}-D) tensors"
         )
-    if marked or extras is not None:
-        own = (reset, lengths, bool(return_cells), extras)
-        return _lstm_marked(input, hx, weights, options, batch_first, *own)
-    if dim == 3:
-        x = input.transpose(0, 1) if batch_first else input
-        y, state = _lstm_padded(x, hx, weights, options)
-        return (y.transpose(0, 1) if batch_first else y), state
-    if hx is not None:
-        hx = (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
-    y, (h_n, c_n) = _lstm_padded(input.unsqueeze(1), hx, weights, options)
-    return y.squeeze(1), (h_n.squeeze(1), c_n.squeeze(1))
+    return dim
 
 
 def lstm_cell(
@@ -173,6 +198,7 @@ def _lstm_padded(
     hx: Sequence[Tensor] | None,
     weights: Sequence[Tensor],
     options: Options,
+    stack: Stack,
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     _check_padded(x, hx, weights, options)
     return stack(x, None, x.shape[1], hx, weights, options)
@@ -240,6 +266,7 @@ def _lstm_packed(
     hx: Sequence[Tensor] | None,
     weights: Sequence[Tensor],
     options: Options,
+    stack: Stack,
 ) -> tuple[PackedSequence, tuple[Tensor, Tensor]]:
     x, batch_sizes, sorted_indices, unsorted_indices = packed
     if x.dim() != 2:

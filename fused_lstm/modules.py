@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from . import dispatch, functional
+from .dispatch import Options
 from .extras import Extras, checked_extras
 
 __all__ = ["LSTM", "LSTMCell"]
@@ -118,6 +119,57 @@ class LSTM(nn.RNNBase):
 
     extras: Extras | None = None  # for modules that were pickled before there were any
     has_extras: bool = False
+    _frozen: Any = None  # a frozen.Frozen while frozen
+    is_frozen: bool = False  # the same for TorchScript
+
+    def freeze(self, weights: str = "float32") -> "LSTM":
+        """Packs the weights once, for inference with few rows, until `thaw`.
+
+        With one row a step is as fast as its weights are read, and by a call of few steps packing
+        them costs more than computing. From then on every call reads the packed copy, beside which
+        the parameters stay, state_dict too. It notices and refuses a call after any of them has
+        changed, a call in training mode, and one of which a gradient is wanted.
+
+        Args:
+            weights: how they are stored: "float32"; "bfloat16", rounded to 8 bits of significand;
+                "int8", symmetrically with a scale for each row of W_ih and W_hh. Biases, x, h, c,
+                sums and activations are float32 in any case.
+
+        Returns:
+            The module itself. Frozen again, it packs its present weights. A copy and a pickle are
+            frozen as it is, and pack the weights that they hold anew; a state_dict says nothing of
+            it.
+
+        Raises:
+            ValueError: weights is none of these, or a parameter is not float32 on the CPU, was made
+                in inference mode, or for int8 not finite.
+            TypeError: a weight is no plain nn.Parameter: pruned or parametrized, say.
+            RuntimeError: the module is in training mode.
+            NotImplementedError: it has proj_size or zoneout, for which there is no such kernel.
+            ImportError: the extension is missing; the message says why and what to do.
+
+        docs/recipes/freezing.md says what it gains and what it costs in accuracy.
+        """
+        if self.training:
+            raise RuntimeError(
+                "lstm: expected eval mode to freeze it, got training mode: call lstm.eval() first"
+            )
+        self._freeze(weights)
+        return self
+
+    def thaw(self) -> "LSTM":
+        """Takes `freeze` back: the parameters are read anew on every call. Returns the module."""
+        if self._frozen is not None:
+            from . import frozen  # a module that most programs never need
+
+            frozen.thaw(self)
+            self._frozen, self.is_frozen = None, False
+        return self
+
+    def _freeze(self, weights: str) -> None:
+        from . import frozen
+
+        self._frozen, self.is_frozen = frozen.freeze(self, weights), True
 
     def extra_repr(self) -> str:
         """What was passed to the constructor, as torch.nn.LSTM shows it, and the extras."""
@@ -162,6 +214,8 @@ class LSTM(nn.RNNBase):
         return_cells: Any = False,
     ) -> Any:
         if torch.jit.is_scripting():
+            if self.is_frozen:
+                raise RuntimeError("lstm: expected no frozen module, got one: thaw() before script")
             if reset is not None or lengths is not None or return_cells or self.has_extras:
                 raise NotImplementedError(
                     "reset, lengths, return_cells and extras: expected none of them in a scripted "
@@ -174,6 +228,8 @@ class LSTM(nn.RNNBase):
         else:
             if isinstance(input, torch.fx.Proxy):
                 return _fx_leaf(self, input, hx, reset, lengths, return_cells)
+            if self._frozen is not None:
+                return _frozen_call(self, input, hx, reset, lengths, return_cells)
             return functional.lstm(
                 input,
                 hx,
@@ -214,6 +270,8 @@ class LSTM(nn.RNNBase):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._init_flat_weights()
+        if self._frozen is not None:
+            self._freeze(self._frozen.weights)
 
     # TorchScript compiles the three methods below, and PyTorch's own LSTM with them, so that a
     # scripted model also runs where this package is not installed.
@@ -322,6 +380,34 @@ class LSTMCell(nn.RNNCellBase):
             x, hx, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
         )
         return (h, c) if input.dim() == 2 else (h.squeeze(0), c.squeeze(0))
+
+
+def _frozen_call(lstm: LSTM, *own: Any) -> Any:
+    if torch.compiler.is_compiling():
+        from . import frozen
+
+        return frozen.outside_graphs(_frozen_forward, lstm, *own)
+    return _frozen_forward(lstm, *own)
+
+
+def _frozen_forward(
+    lstm: LSTM, input: Any, hx: Any, reset: Any, lengths: Any, return_cells: Any
+) -> tuple[Any, ...]:
+    for name, value in (("reset", reset), ("lengths", lengths), ("return_cells", return_cells)):
+        if value is not None and value is not False:
+            raise NotImplementedError(
+                f"{name}: expected {False if name == 'return_cells' else None} while the "
+                f"LSTM is frozen, got {type(value).__name__}: there is no kernel from frozen "
+                "weights with it; lstm.thaw() has them all"
+            )
+    weights = lstm._current_weights()
+    data = input.data if isinstance(input, PackedSequence) else input
+    state = hx if isinstance(hx, tuple | list) else ()  # anything else is refused below
+    lstm._frozen.check(lstm, weights, *(t for t in (data, *state) if isinstance(t, Tensor)))
+    options = Options(
+        lstm.num_layers, lstm.bias, lstm.dropout, False, lstm.bidirectional, lstm.proj_size
+    )
+    return functional.plain_lstm(input, hx, weights, options, lstm.batch_first, lstm._frozen.stack)
 
 
 def _fx_leaf(

@@ -28,6 +28,7 @@ __all__ = [
     "backward",
     "computes_now",
     "forward",
+    "frozen_forward",
     "keep_bits",
     "marked_backward",
     "marked_forward",
@@ -123,6 +124,21 @@ def marked_backward(
         raise _as_torch_has_it(error) from None
 
 
+def frozen_forward(
+    x: Tensor,  # [T, B, I] float32, or packed [N, I]
+    batch_sizes: Tensor | None,  # [T] int64 when x is packed
+    h0: Tensor | None,  # [D, B, H], None for zeros
+    c0: Tensor | None,  # [D, B, H], None for zeros
+    hidden_size: int,
+    *packed: Tensor | None,  # panels, scales, bias of each direction, see schema.cpp
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Inference from packed weights on the CPU: y [T, B, D*H] (packed: [N, D*H]), h_n and c_n."""
+    results: tuple[Tensor, Tensor, Tensor] = _frozen_forward(
+        x, batch_sizes, h0, c0, hidden_size, *packed
+    )
+    return results
+
+
 def keep_bits(
     like: Tensor, seed: Tensor, stream: int, T: int, B: int, U: int, h: float, c: float
 ) -> Tensor:
@@ -212,13 +228,7 @@ def _fake_forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     directions = 1 if w_ih_reverse is None else 2
     hidden, p = w_ih.shape[0] // 4, w_hh.shape[1]
-    batch: Any
-    if batch_sizes is None:
-        batch = x.shape[1]
-    elif h0 is not None:
-        batch = h0.shape[1]
-    else:
-        batch = torch.library.get_ctx().new_dynamic_size()
+    batch = _batch(x, batch_sizes, (h0,))
     nbytes: Any = 0
     if save_for_backward:
         nbytes = _reserve_bytes(x, hidden, directions, w_hr is not None, recompute)
@@ -228,6 +238,14 @@ def _fake_forward(
         x.new_empty((directions, batch, hidden)),
         x.new_empty((nbytes,), dtype=torch.uint8),
     )
+
+
+def _batch(x: Tensor, batch_sizes: Tensor | None, states: tuple[Tensor | None, ...]) -> Any:
+    """B: of a packed input from a state where there is one, else a size that nobody knows yet."""
+    if batch_sizes is None:
+        return x.shape[1]
+    state = next((t for t in states if t is not None), None)
+    return torch.library.get_ctx().new_dynamic_size() if state is None else state.shape[1]
 
 
 def _reserve_bytes(
@@ -280,12 +298,7 @@ def _fake_backward(
 ) -> tuple[Tensor, ...]:
     directions = 1 if w_ih_reverse is None else 2
     hidden, p = w_ih.shape[0] // 4, w_hh.shape[1]
-    batch: Any
-    if batch_sizes is None:
-        batch = x.shape[1]
-    else:
-        state = next((t for t in (h0, c0, grad_h_n, grad_c_n) if t is not None), None)
-        batch = torch.library.get_ctx().new_dynamic_size() if state is None else state.shape[1]
+    batch = _batch(x, batch_sizes, (h0, c0, grad_h_n, grad_c_n))
     weights: list[tuple[int, ...]] = [w_ih.shape, w_hh.shape, (4 * hidden,), (p, hidden)]
     shapes = [x.shape, (directions, batch, p), (directions, batch, hidden), *weights, *weights]
     return tuple(x.new_empty(s if needs >> k & 1 else (0,)) for k, s in enumerate(shapes))
@@ -337,6 +350,26 @@ def _fake_marked_backward(
     return _fake_backward(
         grad_y, grad_h_n, grad_c_n, x, None, *states_weights, *y_reserve_needs_tf32
     )
+
+
+def _fake_frozen_forward(
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    hidden_size: int,
+    panels: Tensor,
+    scales: Tensor | None,
+    bias: Tensor,
+    panels_reverse: Tensor | None,
+    scales_reverse: Tensor | None,
+    bias_reverse: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    directions = 1 if panels_reverse is None else 2
+    batch = _batch(x, batch_sizes, (h0, c0))
+    y = x.new_empty((*x.shape[:-1], directions * hidden_size))
+    h_n = x.new_empty((directions, batch, hidden_size))
+    return y, h_n, torch.empty_like(h_n)
 
 
 def _fake_keep_bits(
@@ -398,6 +431,7 @@ if _extension.available:
     torch.library.register_fake("fused_lstm::backward", _fake_backward)
     torch.library.register_fake("fused_lstm::marked_forward", _fake_marked_forward)
     torch.library.register_fake("fused_lstm::marked_backward", _fake_marked_backward)
+    torch.library.register_fake("fused_lstm::frozen_forward", _fake_frozen_forward)
     torch.library.register_fake("fused_lstm::keep_bits", _fake_keep_bits)
     torch.library.register_fake("fused_lstm::recurrence_forward", _fake_recurrence_forward)
     torch.library.register_fake("fused_lstm::recurrence_backward", _fake_recurrence_backward)
@@ -405,9 +439,10 @@ if _extension.available:
     _backward: Any = torch.ops.fused_lstm.backward.default
     _marked_forward: Any = torch.ops.fused_lstm.marked_forward.default
     _marked_backward: Any = torch.ops.fused_lstm.marked_backward.default
+    _frozen_forward: Any = torch.ops.fused_lstm.frozen_forward.default
     _keep_bits: Any = torch.ops.fused_lstm.keep_bits.default
     _recurrence_forward: Any = torch.ops.fused_lstm.recurrence_forward.default
     _recurrence_backward: Any = torch.ops.fused_lstm.recurrence_backward.default
 else:
     _forward = _backward = _marked_forward = _marked_backward = _missing
-    _keep_bits = _recurrence_forward = _recurrence_backward = _missing
+    _frozen_forward = _keep_bits = _recurrence_forward = _recurrence_backward = _missing

@@ -144,6 +144,10 @@ class Streaming:
 
     def _feed(self, piece: Tensor, weights: list[Tensor]) -> Tensor:  # [T, B, I] -> [T, B, P]
         lstm, states = self._lstm, self._states
+        if lstm._frozen is not None and not (lstm._forward_pre_hooks or lstm._forward_hooks):
+            lstm._frozen.check(lstm, weights)
+            y, self._states = lstm._frozen.run(piece, None, states)
+            return y
         if (
             not dispatch.runs_directly(piece, weights)
             or lstm.extras is not None

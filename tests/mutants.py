@@ -42,19 +42,20 @@ CONVERT, FUNC, OPCHECK = "tests/test_convert.py", "tests/test_func.py", "tests/t
 STAYS = f"{CONVERT} -k stay"
 WAVEFRONT, TUNING = "tests/test_wavefront.py", "tests/test_tuning.py"
 VARIANTS = "tests/test_variants.py"
+FROZEN = "tests/test_frozen.py"
 
 MUTANTS = [
     Mutant("a graph break", "dispatch", "transformed = _transforms()\n    if not",
            "transformed = _transforms()\n    torch._dynamo.graph_break()\n    if not", ONE_GRAPH),
-    Mutant("B fixed by tracing", "ops", "batch = x.shape[1]\n    elif",
-           "batch = int(x.shape[1])\n    elif", ONE_GRAPH),
+    Mutant("B fixed by tracing", "ops", "return x.shape[1]\n    state",
+           "return int(x.shape[1])\n    state", ONE_GRAPH),
     Mutant("the reserve's size without its padding", "ops",
            "return (hidden + line - 1) // line * line", "return hidden", TRAINS),
     Mutant("gradients of h0 and c0 swapped in shape", "ops",
            "[x.shape, (directions, batch, p), (directions, batch, hidden), *weights",
            "[x.shape, (directions, batch, hidden), (directions, batch, p), *weights", ONE_GRAPH),
-    Mutant("B of a packed input from nowhere", "ops", "batch = h0.shape[1]", "batch = h0.shape[0]",
-           f"{COMPILE} -k packed_input_with"),
+    Mutant("B of a packed input from nowhere", "ops", "if state is None else state.shape[1]",
+           "if state is None else state.shape[0]", f"{COMPILE} -k packed_input_with"),
     Mutant("a derivative lost in graphs", "function",
            "if torch.is_grad_enabled() and not torch.compiler.is_exporting():",
            "if torch.is_grad_enabled() and not torch.compiler.is_compiling():", ONE_GRAPH),
@@ -288,6 +289,13 @@ MUTANTS = [
            f"{TUNING} -k other_families"),
     Mutant("tuning: a torn file is an error", "tuning", "except ValueError as error:",
            "except KeyError as error:", f"{TUNING} -k cannot_be_used"),
+    Mutant("frozen: versions not looked at", "frozen", "or now._version != self.version", "",
+           f"{FROZEN} -k change_is_seen"),
+    Mutant("frozen: edits through .data unseen", "frozen",
+           "return self.detach()  # which", "return torch.Tensor.data.__get__(self)  # which",
+           f"{FROZEN} -k change_is_seen"),
+    Mutant("frozen: int8 cut off, not rounded", "frozen", ".round_().to(torch.int8)",
+           ".to(torch.int8)", f"{FROZEN} -k computes_what"),
 ]  # fmt: skip
 
 CONTROLS = [

@@ -38,6 +38,7 @@ RANKS = {
     "wavefront": 4,
     "dispatch": 5,
     "onnx": 5,
+    "frozen": 6,
     "options": 6,
     "functional": 7,
     "modules": 8,

@@ -8,6 +8,17 @@ namespace {
 
 const Tensor* pointer(const OptionalTensor& tensor) { return tensor ? &*tensor : nullptr; }
 
+// Whether the elements lie side by side in the order of the dimensions, or there are none.
+bool is_dense(const View& v) {
+  int64_t stride = 1;
+  bool dense = true;
+  for (int64_t k = v.dim; k-- > 0;) {
+    dense = dense && (v.sizes[k] <= 1 || v.strides[k] == stride);
+    stride *= v.sizes[k];
+  }
+  return dense || stride == 0;
+}
+
 }  // namespace
 
 WeightArguments direction0(const Tensor& w_ih, const Tensor& w_hh, const OptionalTensor& b_ih,
@@ -38,17 +49,28 @@ Call::Call(const Place& place, const Tensor& x, const OptionalTensor& batch_size
   problem_.dtype = *dtype;
   problem_.D = reverse_weights.w_ih != nullptr ? 2 : 1;
 
-  set_sizes(x_view, forward_weights);
-  // Counts stay on the CPU, whatever computes.
-  if (batch_sizes) set_batch_sizes(view("batch_sizes", *batch_sizes, cpu_device()));
-  check_extent();
-
-  problem_.x = rows(x_view, problem_.I, &problem_.x_t, &problem_.x_b);
-  const int64_t D = problem_.D, B = problem_.B, H = problem_.H, P = problem_.P;
-  problem_.h0 = contiguous("h0", h0, "[D, B, P]", {D, B, P});
-  problem_.c0 = contiguous("c0", c0, "[D, B, H]", {D, B, H});
+  set_weight_sizes(forward_weights);
+  set_rows(x_view, batch_sizes);
+  set_states(x_view, h0, c0);
   set_weights(forward_weights, &problem_.weights[0]);
-  if (D == 2) set_weights(reverse_weights, &problem_.weights[1]);
+  if (problem_.D == 2) set_weights(reverse_weights, &problem_.weights[1]);
+}
+
+Call::Call(const Place& place, const Tensor& x, const OptionalTensor& batch_sizes,
+           const OptionalTensor& h0, const OptionalTensor& c0, int64_t hidden_size,
+           const FrozenArguments& forward_weights, const FrozenArguments& reverse_weights,
+           Frozen* frozen)
+    : place_(place) {
+  const View x_view = look("x", x);
+  dtype_ = x_view.dtype;
+  if (kernel_dtype(dtype_) != DType::kFloat32) reject("x", "dtype float32", dtype_name(dtype_));
+  problem_.D = reverse_weights.panels != nullptr ? 2 : 1;
+
+  set_frozen_sizes(hidden_size, forward_weights, frozen);
+  set_rows(x_view, batch_sizes);
+  set_states(x_view, h0, c0);
+  set_frozen(forward_weights, frozen->stored, &frozen->weights[0]);
+  if (problem_.D == 2) set_frozen(reverse_weights, frozen->stored, &frozen->weights[1]);
 }
 
 void Call::set_options(const OptionalTensor& marks, const OptionalTensor& keep,
@@ -90,13 +112,7 @@ void Call::set_zoneout(const OptionalTensor& keep, double h, double c) {
 
 // The bytes of a tensor side by side, in the order of its dimensions.
 const uint8_t* Call::bytes(const View& v) {
-  int64_t stride = 1;
-  bool dense = true;
-  for (int64_t k = v.dim - 1; k >= 0; --k) {
-    dense = dense && (v.sizes[k] <= 1 || v.strides[k] == stride);
-    stride *= v.sizes[k];
-  }
-  return static_cast<const uint8_t*>(dense || stride == 0 ? read_data(*v.tensor) : copied(v));
+  return static_cast<const uint8_t*>(is_dense(v) ? read_data(*v.tensor) : copied(v));
 }
 
 Tensor Call::new_cells(bool wanted, Outputs* out) {
@@ -205,7 +221,7 @@ View Call::look(const char* name, const Tensor& tensor) const {
   return view(name, tensor, place_.device());
 }
 
-void Call::set_sizes(const View& x, const WeightArguments& weights) {
+void Call::set_weight_sizes(const WeightArguments& weights) {
   const View w_ih = look(weights.w_ih_name, *weights.w_ih);
   if (w_ih.dim != 2 || w_ih.sizes[0] < 4 || w_ih.sizes[0] % 4 != 0 || w_ih.sizes[1] < 1) {
     reject(w_ih.name, "sizes [4H, I]", describe_sizes(w_ih));
@@ -219,6 +235,31 @@ void Call::set_sizes(const View& x, const WeightArguments& weights) {
     }
     problem_.P = w_hr.sizes[0];
   }
+}
+
+void Call::set_frozen_sizes(int64_t hidden_size, const FrozenArguments& weights, Frozen* frozen) {
+  constexpr int64_t kMost = int64_t{1} << 40;
+  if (hidden_size < 1 || hidden_size >= kMost) {
+    reject("hidden_size", "a size of at least 1", std::to_string(hidden_size));
+  }
+  const View panels = look(weights.panels_name, *weights.panels);
+  const std::optional<DType> dtype = kernel_dtype(panels.dtype);
+  if (panels.dtype == torch_int8()) {
+    frozen->stored = Stored::kInt8;
+  } else if (dtype == DType::kFloat32 || dtype == DType::kBFloat16) {
+    frozen->stored = dtype == DType::kFloat32 ? Stored::kFloat32 : Stored::kBFloat16;
+  } else {
+    reject(panels.name, "dtype float32, bfloat16 or int8", dtype_name(panels.dtype));
+  }
+  if (panels.dim != 4 || panels.sizes[1] <= hidden_size) {
+    reject(panels.name, "sizes [ceil(H/16), I + H, 4, 16]", describe_sizes(panels));
+  }
+  problem_.H = problem_.P = hidden_size;
+  problem_.I = panels.sizes[1] - hidden_size;
+}
+
+// T, B and N, from sizes of x and the counts of a packed one.
+void Call::set_rows(const View& x, const OptionalTensor& batch_sizes) {
   const bool three = x.dim == 3;
   if (!three && x.dim != 2) {
     reject("x", "sizes [T, B, I], or [N, I] with batch_sizes", describe_sizes(x));
@@ -232,6 +273,16 @@ void Call::set_sizes(const View& x, const WeightArguments& weights) {
   problem_.B = three ? x.sizes[1] : 0;
   N_ = three ? problem_.T * problem_.B : x.sizes[0];
   if (three && problem_.T < 1) reject("x", "at least one step", describe_sizes(x));
+  // Counts stay on the CPU, whatever computes.
+  if (batch_sizes) set_batch_sizes(view("batch_sizes", *batch_sizes, cpu_device()));
+  check_extent();
+}
+
+void Call::set_states(const View& x, const OptionalTensor& h0, const OptionalTensor& c0) {
+  problem_.x = rows(x, problem_.I, &problem_.x_t, &problem_.x_b);
+  const int64_t D = problem_.D, B = problem_.B, H = problem_.H, P = problem_.P;
+  problem_.h0 = contiguous("h0", h0, "[D, B, P]", {D, B, P});
+  problem_.c0 = contiguous("c0", c0, "[D, B, H]", {D, B, H});
 }
 
 void Call::set_batch_sizes(const View& v) {
@@ -289,6 +340,33 @@ void Call::set_weights(const WeightArguments& w, Weights* out) {
   if (out->w_hr == nullptr && P != H) reject(w.w_hr_name, "a tensor as in direction 0", "None");
 }
 
+// Packed weights are large and made to lie side by side: what does not is refused, not copied.
+void Call::set_frozen(const FrozenArguments& w, Stored stored, FrozenWeights* out) {
+  const int64_t panels = (problem_.H + kFrozenUnits - 1) / kFrozenUnits;
+  const auto look_at = [&](const char* name, const Tensor& tensor, int32_t dtype,
+                           const char* letters, Sizes sizes) {
+    const View v = look(name, tensor);
+    expect_dtype(v, dtype);
+    expect_sizes(v, letters, sizes);
+    if (!is_dense(v)) reject(name, "a contiguous tensor", "other strides");
+    return read_data(tensor);
+  };
+  const int32_t dtypes[] = {dtype_, torch_bfloat16(), torch_int8()};
+  out->panels =
+      look_at(w.panels_name, *w.panels, dtypes[static_cast<int32_t>(stored)],
+              "[ceil(H/16), I + H, 4, 16]", {panels, problem_.I + problem_.H, 4, kFrozenUnits});
+  if (w.bias == nullptr) reject(w.bias_name, "a tensor beside the panels", "None");
+  out->bias = static_cast<const float*>(
+      look_at(w.bias_name, *w.bias, dtype_, "[ceil(H/16), 4, 16]", {panels, 4, kFrozenUnits}));
+  if (w.scales.has_value() != (stored == Stored::kInt8)) {
+    reject(w.scales_name, "a tensor with int8 panels, None with others",
+           w.scales ? "a tensor" : "None");
+  }
+  if (!w.scales) return;
+  out->scales = static_cast<const float*>(look_at(
+      w.scales_name, *w.scales, dtype_, "[2, ceil(H/16), 4, 16]", {2, panels, 4, kFrozenUnits}));
+}
+
 // A new tensor of x's dtype; [T, B, size], or [N, size] when x is packed.
 Tensor Call::new_rows(int64_t size) const {
   Tensor rows = packed_ ? place_.empty({N_, size}, dtype_)
@@ -335,14 +413,7 @@ const void* Call::contiguous(const char* name, const Tensor& tensor, const char*
   const View v = look(name, tensor);
   expect_dtype(v, dtype_);
   expect_sizes(v, letters, sizes);
-  int64_t stride = 1;
-  for (int64_t d = v.dim; d-- > 0;) {
-    if (v.sizes[d] == 1) continue;
-    if (v.sizes[d] == 0) break;
-    if (v.strides[d] != stride) return copied(v);
-    stride *= v.sizes[d];
-  }
-  return read_data(tensor);
+  return is_dense(v) ? read_data(tensor) : copied(v);
 }
 
 const void* Call::copied(const View& v) {

@@ -9,6 +9,7 @@
 #include <tuple>
 #include <vector>
 
+#include "../kernels/frozen.h"
 #include "../kernels/lstm.h"
 #include "place.h"
 
@@ -29,6 +30,14 @@ WeightArguments direction1(const OptionalTensor& w_ih, const OptionalTensor& w_h
                            const OptionalTensor& b_ih, const OptionalTensor& b_hh,
                            const OptionalTensor& w_hr);
 
+// The frozen weights of one direction as they were passed, with their names.
+struct FrozenArguments {
+  const char *panels_name, *scales_name, *bias_name;
+  const Tensor* panels;  // null: there is no such direction
+  const OptionalTensor& scales;
+  const Tensor* bias;
+};
+
 // y, h_n, c_n and the reserve.
 using ForwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 // y, h_n, c_n, cells and the reserve.
@@ -44,6 +53,12 @@ class Call {
   Call(const Place& place, const Tensor& x, const OptionalTensor& batch_sizes,
        const OptionalTensor& h0, const OptionalTensor& c0, const WeightArguments& forward_weights,
        const WeightArguments& reverse_weights);
+
+  // The same from frozen weights, for inference alone; *frozen says where they lie.
+  Call(const Place& place, const Tensor& x, const OptionalTensor& batch_sizes,
+       const OptionalTensor& h0, const OptionalTensor& c0, int64_t hidden_size,
+       const FrozenArguments& forward_weights, const FrozenArguments& reverse_weights,
+       Frozen* frozen);
 
   const Problem& problem() const { return problem_; }
 
@@ -75,7 +90,11 @@ class Call {
   class Results;
 
   View look(const char* name, const Tensor& tensor) const;
-  void set_sizes(const View& x, const WeightArguments& weights);
+  void set_weight_sizes(const WeightArguments& weights);
+  void set_frozen_sizes(int64_t hidden_size, const FrozenArguments& weights, Frozen* frozen);
+  void set_rows(const View& x, const OptionalTensor& batch_sizes);
+  void set_states(const View& x, const OptionalTensor& h0, const OptionalTensor& c0);
+  void set_frozen(const FrozenArguments& w, Stored stored, FrozenWeights* out);
   void set_batch_sizes(const View& v);
   void check_extent() const;
   void set_weights(const WeightArguments& w, Weights* out);

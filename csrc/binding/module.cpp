@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "../kernels/frozen.h"
 #include "runtime.h"
 #include "scratch.h"
 #include "shape.h"
@@ -30,6 +31,13 @@ constexpr Isa kIsas[] = {Isa::kPortable, Isa::kAvx2, Isa::kAvx512, Isa::kEmulate
 int32_t checked_threads(int64_t threads) {
   if (threads >= 1 && threads <= 4096) return static_cast<int32_t>(threads);
   throw std::invalid_argument("threads: expected 1 to 4096, got " + std::to_string(threads));
+}
+
+Stored parse_stored(const std::string& name) {
+  if (name == "float32") return Stored::kFloat32;
+  if (name == "bfloat16") return Stored::kBFloat16;
+  if (name == "int8") return Stored::kInt8;
+  throw std::invalid_argument("weights: expected float32, bfloat16 or int8, got '" + name + "'");
 }
 
 // Bytes of scratch that one inference call, or the larger half of a training step, takes.
@@ -53,6 +61,15 @@ std::string explain_plan(int64_t T, int64_t B, int64_t I, int64_t H, int64_t P, 
   shape.problem.cells = options;  // cells and marks have the same plans
   char text[1024] = "";
   cpu::explain(shape.problem, training, checked_threads(threads), text, sizeof text);
+  return text;
+}
+
+std::string explain_frozen(int64_t T, int64_t B, int64_t I, int64_t H, int64_t D,
+                           const std::string& weights, int64_t threads) {
+  const Shape shape(T, B, I, H, H, D, "float32");
+  char text[1024] = "";
+  cpu::explain_frozen(shape.problem, parse_stored(weights), checked_threads(threads), text,
+                      sizeof text);
   return text;
 }
 
@@ -139,10 +156,19 @@ PYBIND11_MODULE(_C, module) {
              py::arg("H"), py::arg("P"), py::arg("D"), py::arg("dtype"), py::arg("training"),
              py::arg("threads"), py::arg("options") = false);
 
+  module.def("explain_frozen", &fl::explain_frozen, py::arg("T"), py::arg("B"), py::arg("I"),
+             py::arg("H"), py::arg("D"), py::arg("weights"), py::arg("threads"));
+
   module.def("empty_cache", &fl::scratch::empty_cache, py::call_guard<py::gil_scoped_release>());
   module.def("cache_bytes", &fl::scratch::cached_bytes);
   module.def("cache_limit", &fl::scratch::limit);
   module.def("set_cache_limit", &fl::scratch::set_limit, py::arg("bytes"),
              py::call_guard<py::gil_scoped_release>());
+  module.def(
+      "prefer_large_pages",
+      [](uintptr_t address, size_t bytes) {
+        fl::scratch::prefer_large_pages(reinterpret_cast<void*>(address), bytes);
+      },
+      py::arg("address"), py::arg("bytes"));
   module.def("set_concurrent", &fl::runtime::set_concurrent, py::arg("concurrent"));
 }

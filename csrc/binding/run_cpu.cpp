@@ -34,4 +34,15 @@ void run_backward(const Problem& problem, const Gradients& gradients, const char
   check_status(status, op, "");
 }
 
+void run_frozen(const Problem& problem, const Frozen& frozen, const Outputs& outputs) {
+  if (problem.B == 0) return;
+  const Parallel parallel = runtime::parallel();
+  const size_t bytes = cpu::frozen_workspace_bytes(problem, parallel.threads);
+  const scratch::Buffer workspace(bytes);
+  const Status status =
+      cpu::frozen_forward(problem, frozen, outputs, workspace.data(), bytes, parallel);
+  runtime::check_parallel();
+  check_status(status, "frozen_forward", "");
+}
+
 }  // namespace fused_lstm

@@ -1,6 +1,7 @@
 // One run of the CPU kernels: torch's threads, and a workspace of the scratch pool.
 #pragma once
 
+#include "../kernels/frozen.h"
 #include "../kernels/lstm.h"
 #include "place_cpu.h"
 
@@ -14,5 +15,6 @@ Tensor new_reserve(const CpuPlace& place, const Problem& problem, bool saves, Ou
 // Nothing to do for an empty batch. Errors name the operator.
 void run_forward(const Problem& problem, const Outputs& outputs, const char* op);
 void run_backward(const Problem& problem, const Gradients& gradients, const char* op);
+void run_frozen(const Problem& problem, const Frozen& frozen, const Outputs& outputs);
 
 }  // namespace fused_lstm

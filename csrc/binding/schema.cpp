@@ -72,6 +72,17 @@ constexpr const char* kMarkedBackward =
     "Tensor dw_ih, Tensor dw_hh, Tensor db, Tensor dw_hr, "
     "Tensor dw_ih_reverse, Tensor dw_hh_reverse, Tensor db_reverse, Tensor dw_hr_reverse)";
 
+// Inference from frozen weights (kernels/frozen.h), on the CPU. x, states and results are float32.
+constexpr const char* kFrozenForward =
+    "frozen_forward("
+    "Tensor x, Tensor? batch_sizes, Tensor? h0, Tensor? c0, "
+    "int hidden_size, "
+    "Tensor panels, "   // [ceil(H/16), I + H, 4, 16] float32, bfloat16 or int8
+    "Tensor? scales, "  // [2, ceil(H/16), 4, 16] float32 with int8 panels, else None
+    "Tensor bias, "     // [ceil(H/16), 4, 16] float32: b_ih + b_hh
+    "Tensor? panels_reverse, Tensor? scales_reverse, Tensor? bias_reverse) -> ("
+    "Tensor y, Tensor h_n, Tensor c_n)";
+
 // Zoneout's random bits, see keep above. What a unit gets follows from seed, stream and its place.
 constexpr const char* kKeepBits =
     "keep_bits("
@@ -117,6 +128,7 @@ STABLE_TORCH_LIBRARY(fused_lstm, library) {
   library.def(kBackward);
   library.def(kMarkedForward);
   library.def(kMarkedBackward);
+  library.def(kFrozenForward);
   library.def(kKeepBits);
   library.def(kRecurrenceForward);
   library.def(kRecurrenceBackward);

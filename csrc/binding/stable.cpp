@@ -109,6 +109,7 @@ const char* dtype_name(int32_t torch_dtype) {
   if (torch_dtype == aoti_torch_dtype_float16()) return "float16";
   if (torch_dtype == torch_int64()) return "int64";
   if (torch_dtype == torch_uint8()) return "uint8";
+  if (torch_dtype == torch_int8()) return "int8";
   return "another dtype";
 }
 
@@ -117,6 +118,8 @@ size_t element_size(DType dtype) {
 }
 
 int32_t torch_uint8() { return aoti_torch_dtype_uint8(); }
+int32_t torch_int8() { return aoti_torch_dtype_int8(); }
+int32_t torch_bfloat16() { return aoti_torch_dtype_bfloat16(); }
 int32_t torch_int64() { return aoti_torch_dtype_int64(); }
 
 const void* read_data(const Tensor& tensor) {

@@ -61,6 +61,8 @@ std::optional<DType> kernel_dtype(int32_t torch_dtype);
 const char* dtype_name(int32_t torch_dtype);
 size_t element_size(DType dtype);
 int32_t torch_uint8();
+int32_t torch_int8();
+int32_t torch_bfloat16();
 int32_t torch_int64();
 
 // The first element, to read or to write. Null only for a tensor without elements.

@@ -456,6 +456,27 @@ MUTANTS += [
         "for (int64_t i = 2; i < plan_.tasks; ++i)",
         "test_recurrence",
     ),
+    Mutant(
+        "frozen: W_ih scaled as W_hh is",
+        "cpu/frozen_forward.h",
+        "fma(sum, f.scale(d, 0, p, s, j), bias)",
+        "fma(sum, f.scale(d, 1, p, s, j), bias)",
+        "test_frozen",
+    ),
+    Mutant(
+        "frozen: rows that start later read what no step wrote",
+        "cpu/frozen_forward.h",
+        "s == 0 ? 0 : min64(end, steps_.rows(time_of(d, s - 1)))",
+        "s == 0 ? 0 : end",
+        "test_frozen",
+    ),
+    Mutant(
+        "frozen: a k-block forgets the one before",
+        "cpu/frozen_forward.h",
+        "if (k > 0) tile.add(out, G);",
+        "",
+        "test_frozen",
+    ),
 ]
 
 

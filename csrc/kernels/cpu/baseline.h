@@ -15,6 +15,7 @@
 #include <arm_neon.h>
 #endif
 
+#include "../frozen.h"
 #include "../lstm.h"
 #include "../numeric.h"
 #include "kernels.h"

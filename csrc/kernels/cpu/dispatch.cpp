@@ -175,15 +175,7 @@ Status check(const Problem& q) {
     if (q.batch_sizes != nullptr) return Status::kBadArgument;
     if (projects(q)) return Status::kUnsupported;
   }
-  if (q.batch_sizes != nullptr) {
-    int64_t before = q.B;
-    for (int64_t t = 0; t < q.T; ++t) {
-      if (q.batch_sizes[t] < 1 || q.batch_sizes[t] > before) return Status::kBadArgument;
-      before = q.batch_sizes[t];
-    }
-    if (q.batch_sizes[0] != q.B) return Status::kBadArgument;
-  }
-  return Status::kOk;
+  return valid_batch_sizes(q) ? Status::kOk : Status::kBadArgument;
 }
 
 int32_t usable(int32_t threads) { return threads < 1 ? 1 : threads > 256 ? 256 : threads; }
@@ -212,7 +204,6 @@ const char* isa_name(Isa isa) {
   return "unknown";
 }
 
-const Kernels& active_kernels() { return *kernels_of(active_isa()); }
 bool isa_runs_here(Isa isa) { return kernels_of(isa) != nullptr && processor_has(isa); }
 Isa active_isa() { return chosen_isa().load(std::memory_order_relaxed); }
 bool set_isa(Isa isa) {
@@ -220,6 +211,8 @@ bool set_isa(Isa isa) {
   chosen_isa().store(isa, std::memory_order_relaxed);
   return true;
 }
+
+const Kernels& active_kernels(DType dtype) { return kernels(dtype); }
 
 size_t reserve_bytes(const Problem& problem) {
   return kernels(problem.dtype).reserve_bytes(problem);

@@ -36,6 +36,7 @@ struct Tag {};
 #include "recurrence_rows.h"
 #include "recurrence_forward.h"
 #include "recurrence_backward.h"
+#include "frozen_forward.h"
 #endif
 // clang-format on
 
@@ -111,6 +112,10 @@ inline void run_backward(const Problem& problem, const Gradients& gradients, con
   });
 }
 
+#if defined(FUSED_LSTM_ONLY_BFLOAT16)
+constexpr auto frozen_workspace = nullptr, run_frozen = nullptr;
+#endif
+
 #if !defined(FUSED_LSTM_ONLY_BFLOAT16)
 inline size_t recurrence_forward_workspace(const Recurrence& q, const RecurrenceOutputs& outputs,
                                            const RecurrencePlan& plan) {
@@ -151,9 +156,9 @@ constexpr RecurrenceKernels kRecurrence = {recurrence_forward_workspace, run_rec
 constexpr RecurrenceKernels kRecurrence = {};  // never asked for: it knows no bfloat16
 #endif
 
-constexpr Kernels kKernels = {facts,       reserve_size,       forward_workspace,
-                              run_forward, backward_workspace, run_backward,
-                              kRecurrence};
+constexpr Kernels kKernels = {
+    facts,        reserve_size,     forward_workspace, run_forward, backward_workspace,
+    run_backward, frozen_workspace, run_frozen,        kRecurrence};
 
 }  // namespace FUSED_LSTM_ISA_NAMESPACE
 }  // namespace cpu

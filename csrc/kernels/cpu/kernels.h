@@ -2,6 +2,7 @@
 // chooses).
 #pragma once
 
+#include "../frozen.h"
 #include "../lstm.h"
 #include "../recurrence.h"
 #include "plan.h"
@@ -32,10 +33,15 @@ struct Kernels {
   void (*forward)(const Problem&, const Outputs&, const Plan&, void* workspace, const Parallel&);
   size_t (*backward_workspace)(const Problem&, const Gradients&, const Plan&);
   void (*backward)(const Problem&, const Gradients&, const Plan&, void* workspace, const Parallel&);
-  RecurrenceKernels recurrence;
+  // From frozen weights; null where the set is for bfloat16 alone.
+  size_t (*frozen_workspace)(const Problem&, const Plan&);
+  void (*frozen)(const Problem&, const Frozen&, const Outputs&, const Plan&, void* workspace,
+                 const Parallel&);
 };
 
-const Kernels& active_kernels();  // those of active_isa(), for float32 and float64
+// Those in use now for a dtype.
+const Kernels& active_kernels(DType dtype);
+
 const Kernels* portable_kernels();
 const Kernels* avx2_kernels();             // null where this build or architecture has none
 const Kernels* avx512_kernels();           // likewise

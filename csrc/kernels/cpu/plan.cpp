@@ -1,5 +1,7 @@
 #include "plan.h"
 
+#include "../frozen.h"
+
 namespace fused_lstm {
 namespace cpu {
 namespace {
@@ -14,10 +16,17 @@ constexpr int64_t kCallWork = 1'000'000;
 constexpr int64_t kForwardChunkRows = 1024;
 constexpr int64_t kForwardNearRows = 384;  // where W_ih stays in L2, and projected gates should too
 constexpr int64_t kBackwardChunkRows = 512;
+constexpr int64_t kFrozenChunkRows = 256;
 // A tile is worth it with few of its rows in use; backward, whose dW pads every step's rows to
 // whole tiles, asks for more on average.
 constexpr int64_t kTileRows = 16;
 constexpr int64_t kMatrixRows = 2, kMatrixBackwardRows = 8;
+
+// Longer sums bear longer blocks: those of 512 in blocks of 128 are still twice as accurate as
+// nn.LSTM's.
+int64_t block_of(int64_t products) {
+  return products < 256 ? Plan{}.k_block : products < 512 ? 64 : 128;
+}
 
 // Rows that are reset or have ended move between steps, zoneout and factors change h there, cells
 // are copied, and a projection stands between two: none of it is there for tiles yet, nor are gates
@@ -57,6 +66,16 @@ bool projects(const Problem& problem) {
   return problem.P != problem.H || problem.weights[0].w_hr != nullptr;
 }
 
+bool valid_batch_sizes(const Problem& problem) {
+  if (problem.batch_sizes == nullptr) return true;
+  int64_t before = problem.B;
+  for (int64_t t = 0; t < problem.T; ++t) {
+    if (problem.batch_sizes[t] < 1 || problem.batch_sizes[t] > before) return false;
+    before = problem.batch_sizes[t];
+  }
+  return problem.batch_sizes[0] == problem.B;
+}
+
 int64_t total_rows(const Problem& problem) {
   if (problem.batch_sizes == nullptr) return problem.T * problem.B;
   int64_t rows = 0;
@@ -93,9 +112,7 @@ Plan plan_forward(const Problem& problem, bool training, int32_t threads, const 
         min_of(problem.T, max_of(1, (near ? kForwardNearRows : kForwardChunkRows) / problem.B));
   }
   const int64_t products = problem.P + (plan.fused ? problem.I : 0);
-  // Longer sums bear longer blocks: those of 512 in blocks of 128 are still twice as accurate as
-  // nn.LSTM's.
-  if (products >= 256) plan.k_block = products >= 512 ? 128 : 64;
+  plan.k_block = block_of(products);
   const int64_t projection = projects(problem) ? problem.H * problem.P : 0;
   const int64_t step_work = problem.B * (4 * problem.H * products + projection);
   plan_threads(problem, step_work,
@@ -122,6 +139,22 @@ Plan plan_backward(const Problem& problem, int32_t threads, const Facts& facts) 
   if (plan.dot) plan.chunk_steps = problem.T;
   const int64_t weights = (projects(problem) ? 5 : 4) * problem.H * problem.P;
   plan_threads(problem, problem.B * weights, weights * facts.compute_bytes, threads, facts, plan);
+  return plan;
+}
+
+Plan plan_frozen(const Problem& problem, int32_t threads) {
+  Plan plan;
+  plan.split = Split::kUnits;
+  plan.fused = false;
+  plan.k_block = block_of(problem.H);
+  plan.chunk_steps = min_of(problem.T, max_of(1, kFrozenChunkRows / problem.B));
+  const int64_t step_work = problem.B * 4 * problem.H * problem.H;
+  const int64_t call_work = total_rows(problem) * 4 * problem.H * (problem.I + problem.H);
+  const int64_t panels = (problem.H + kFrozenUnits - 1) / kFrozenUnits;
+  int64_t most = threads;
+  if (call_work * problem.D < kCallWork) most = 1;
+  most = min_of(most, problem.D * (step_work < kBarrierWork ? 1 : panels));
+  plan.threads = static_cast<int32_t>(max_of(1, most));
   return plan;
 }
 

@@ -45,9 +45,14 @@ struct Plan {
 
 Plan plan_forward(const Problem& problem, bool training, int32_t threads, const Facts& facts);
 Plan plan_backward(const Problem& problem, int32_t threads, const Facts& facts);
+// From frozen weights: threads, chunk_steps and k_block alone have a meaning.
+Plan plan_frozen(const Problem& problem, int32_t threads);
 
 // Whether h = W_hr (o * tanh(c)), and not o * tanh(c) itself.
 bool projects(const Problem& problem);
+
+// Whether batch_sizes, where there are any, are counts that never increase and begin with B.
+bool valid_batch_sizes(const Problem& problem);
 
 // Sum of batch_sizes, or T*B.
 int64_t total_rows(const Problem& problem);

@@ -54,11 +54,11 @@ size_t recurrence_forward_workspace_bytes(const Recurrence& q, bool training, in
   static char somewhere;  // the size does not depend on where the reserve is
   RecurrenceOutputs outputs;
   outputs.reserve = training ? &somewhere : nullptr;
-  return active_kernels().recurrence.forward_workspace(q, outputs, plan_of(q, threads));
+  return active_kernels(q.dtype).recurrence.forward_workspace(q, outputs, plan_of(q, threads));
 }
 
 size_t recurrence_backward_workspace_bytes(const Recurrence& q, int32_t threads) {
-  return active_kernels().recurrence.backward_workspace(q, RecurrenceGradients{},
+  return active_kernels(q.dtype).recurrence.backward_workspace(q, RecurrenceGradients{},
                                                         plan_of(q, threads));
 }
 
@@ -71,7 +71,7 @@ Status recurrence_forward(const Recurrence& q, const RecurrenceOutputs& outputs,
     return Status::kBadArgument;
   }
   const RecurrencePlan plan = plan_of(q, parallel.threads);
-  const RecurrenceKernels& kernels = active_kernels().recurrence;
+  const RecurrenceKernels& kernels = active_kernels(q.dtype).recurrence;
   if (kernels.forward_workspace(q, outputs, plan) > workspace_bytes) {
     return Status::kWorkspaceTooSmall;
   }
@@ -89,7 +89,7 @@ Status recurrence_backward(const Recurrence& q, const RecurrenceGradients& gradi
     return Status::kBadArgument;
   }
   const RecurrencePlan plan = plan_of(q, parallel.threads);
-  const RecurrenceKernels& kernels = active_kernels().recurrence;
+  const RecurrenceKernels& kernels = active_kernels(q.dtype).recurrence;
   if (kernels.backward_workspace(q, gradients, plan) > workspace_bytes) {
     return Status::kWorkspaceTooSmall;
   }

@@ -147,6 +147,10 @@ FL_INLINE Vec<float> load_as(Tag<float>, const BFloat16* p) {
 FL_INLINE Vec<float> load_as(Tag<float>, const Float16* p) {
   return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
 }
+FL_INLINE Vec<float> load_as(Tag<float>, const int8_t* p) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes))};
+}
 FL_INLINE void store_as(Vec<float> x, BFloat16* p) {
   const __m512i bits = _mm512_castps_si512(x.v);
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
@@ -275,6 +279,10 @@ FL_INLINE Vec<float> load_as(Tag<float>, const BFloat16* p) {
 }
 FL_INLINE Vec<float> load_as(Tag<float>, const Float16* p) {
   return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+}
+FL_INLINE Vec<float> load_as(Tag<float>, const int8_t* p) {
+  const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+  return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes))};
 }
 FL_INLINE void store_as(Vec<float> x, BFloat16* p) {
   const __m256i bits = _mm256_castps_si256(x.v);
@@ -416,6 +424,13 @@ FL_INLINE Vec<float> load_as(Tag<float>, const Float16* p) {
   __builtin_memcpy(&halves, p, sizeof(halves));
   return {reinterpret_cast<Vec<float>::Lanes>(vcvt_f32_f16(halves))};
 }
+FL_INLINE Vec<float> load_as(Tag<float>, const int8_t* p) {
+  uint32_t four;
+  __builtin_memcpy(&four, p, sizeof(four));
+  const int8x8_t bytes = vreinterpret_s8_u32(vdup_n_u32(four));
+  const int32x4_t words = vmovl_s16(vget_low_s16(vmovl_s8(bytes)));
+  return {reinterpret_cast<Vec<float>::Lanes>(vcvtq_f32_s32(words))};
+}
 FL_INLINE void store_as(Vec<float> x, Float16* p) {
   const float16x4_t halves = vcvt_f16_f32(reinterpret_cast<float32x4_t>(x.v));
   __builtin_memcpy(p, &halves, sizeof(halves));
@@ -424,6 +439,11 @@ FL_INLINE void store_as(Vec<float> x, Float16* p) {
 FL_INLINE Vec<float> load_as(Tag<float>, const Float16* p) {
   Vec<float> r;
   for (int i = 0; i < Vec<float>::kWidth; ++i) r.v[i] = to_float(p[i]);
+  return r;
+}
+FL_INLINE Vec<float> load_as(Tag<float>, const int8_t* p) {
+  Vec<float> r;
+  for (int i = 0; i < Vec<float>::kWidth; ++i) r.v[i] = p[i];
   return r;
 }
 FL_INLINE void store_as(Vec<float> x, Float16* p) {

@@ -6,7 +6,9 @@
 // memory. One chain over a long k would lose two to four times the accuracy.
 //
 //   A: element (row r, step k) at a[r * a_row + k * a_k]; broadcast to all lanes.
-//   W: a packed panel, NV vectors per k, contiguous: w[k * w_k + j * kWidth].
+//   W: a packed panel, NV vectors per k, contiguous: w[k * w_k + j * kWidth]. Frozen weights
+//      (frozen_forward.h) are stored in another type, K, and their vectors lie kApart from each
+//      other.
 //
 // Where the processor multiplies pairs of bfloat16 (FUSED_LSTM_PAIRS), A is bfloat16 as stored and
 // a lane of W holds two weights of consecutive k: one row of a panel stands for two k.
@@ -72,21 +74,22 @@ struct Tile {
   }
   // One k. Whichever operand needs fewer registers is held, the other passes by: 3x4 fills 16
   // registers to the last one, and a single vector more would spill.
-  FL_INLINE void step(const E* a, int64_t a_row, const E* w) {
+  template <int kApart, class K>
+  FL_INLINE void step(const E* a, int64_t a_row, const K* w) {
     if constexpr (R < NV) {
       Vec<E> x[R];
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r) x[r] = Vec<E>::set1(a[r * a_row]);
 #pragma GCC unroll 4
       for (int j = 0; j < NV; ++j) {
-        const Vec<E> b = Vec<E>::load(w + j * Vec<E>::kWidth);
+        const Vec<E> b = load_as(Tag<E>{}, w + j * kApart);
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r) acc[r][j] = fma(x[r], b, acc[r][j]);
       }
     } else {
       Vec<E> b[NV];
 #pragma GCC unroll 4
-      for (int j = 0; j < NV; ++j) b[j] = Vec<E>::load(w + j * Vec<E>::kWidth);
+      for (int j = 0; j < NV; ++j) b[j] = load_as(Tag<E>{}, w + j * kApart);
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r) {
         const Vec<E> x = Vec<E>::set1(a[r * a_row]);
@@ -95,15 +98,16 @@ struct Tile {
       }
     }
   }
-  FL_INLINE void accumulate(const E* a, int64_t a_row, int64_t a_k, const E* w, int64_t w_k,
+  template <int kApart = Vec<E>::kWidth, class K>
+  FL_INLINE void accumulate(const E* a, int64_t a_row, int64_t a_k, const K* w, int64_t w_k,
                             int64_t n) {
     int64_t k = 0;
     if constexpr (R * NV < 8) {  // too few chains to hide the latency: a second set of sums
       Tile other;
       other.zero();
       for (; k + 2 <= n; k += 2) {
-        step(a + k * a_k, a_row, w + k * w_k);
-        other.step(a + (k + 1) * a_k, a_row, w + (k + 1) * w_k);
+        step<kApart>(a + k * a_k, a_row, w + k * w_k);
+        other.template step<kApart>(a + (k + 1) * a_k, a_row, w + (k + 1) * w_k);
       }
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r)
@@ -111,7 +115,7 @@ struct Tile {
         for (int j = 0; j < NV; ++j) acc[r][j] = acc[r][j] + other.acc[r][j];
     }
     FUSED_LSTM_UNROLL_K
-    for (; k < n; ++k) step(a + k * a_k, a_row, w + k * w_k);
+    for (; k < n; ++k) step<kApart>(a + k * a_k, a_row, w + k * w_k);
   }
 #if FUSED_LSTM_PAIRS
   FL_INLINE void step(const BFloat16* a, int64_t a_row, const E* w, bool whole) {

@@ -1,0 +1,294 @@
+// Forward from frozen weights (../frozen.h), for one layer. Included inside an ISA's namespace.
+//
+// As forward.h, cut down to what inference of few rows needs: the input is projected ahead, a chunk
+// of steps at a time, so that W_ih is read once for all of them; then every step streams W_hh.
+// Weights are widened to float in registers, on their way into tile.h's loop. With one row nothing
+// else happens to them, with more rows a widened vector serves up to six.
+//
+// Panels hold kFrozenUnits units for every processor. A vector may hold fewer: a panel is then
+// walked strip by strip, W of its units each, and everything kept in the workspace is per strip.
+
+template <class K>  // as stored: float, BFloat16 or int8_t
+class FrozenForward {
+ public:
+  static constexpr int W = Vec<float>::kWidth;
+  static constexpr int G = 4 * W;  // sums of one row in a strip
+  static constexpr int kUnits = static_cast<int>(kFrozenUnits);
+  static constexpr int kStrips = kUnits / W;         // of a panel
+  static constexpr int64_t kRow = 4 * kFrozenUnits;  // elements of one k in a panel
+  static_assert(kStrips * W == kUnits, "a panel is whole vectors");
+
+  FrozenForward(const Problem& problem, const Frozen& frozen, const Outputs& outputs,
+                const Plan& plan, void* workspace)
+      : q_(problem),
+        frozen_(frozen),
+        out_(outputs),
+        plan_(plan),
+        panels_(ceil_div(problem.H, kFrozenUnits)),
+        chunk_rows_(min64(plan.chunk_steps, problem.T) * problem.B) {
+    Carver carver(workspace);
+    offsets_ = carver.take<int64_t>(q_.batch_sizes ? q_.T + 1 : 0);
+    zeros_ = carver.take<float>(q_.h0 ? 0 : q_.H);
+    barriers_ = carver.take<Barrier>(q_.D);
+    for (int32_t d = 0; d < q_.D; ++d) {
+      projected_[d] = carver.take<float>(panels_ * kStrips * chunk_rows_ * G);
+    }
+    workspace_bytes_ = carver.used();
+    if (workspace != nullptr) steps_ = make_steps(problem, offsets_);
+  }
+
+  size_t workspace_bytes() const { return workspace_bytes_; }
+
+  void run(const Parallel& parallel) {
+    for (int32_t d = 0; d < q_.D; ++d) new (&barriers_[d]) Barrier();
+    start_states();
+    for (int64_t first = 0; first < q_.T; first += plan_.chunk_steps) {
+      const int64_t last = min64(q_.T, first + plan_.chunk_steps);
+      const int64_t tasks = min64(plan_.threads, q_.D * panels_);
+      run_tasks(parallel, tasks, [&](int64_t i) {
+        for (int64_t j = split(q_.D * panels_, i, tasks); j < split(q_.D * panels_, i + 1, tasks);
+             ++j) {
+          project(static_cast<int32_t>(j / panels_), j % panels_, first, last);
+        }
+      });
+      run_team(parallel, plan_.threads, [&](int32_t rank, int32_t parties) {
+        const Share share = share_of(rank, parties, q_.D);
+        for (int32_t d = share.first_side; d < share.last_side; ++d) {
+          recur(d, first, last, split(panels_, share.index, share.count),
+                split(panels_, share.index + 1, share.count), static_cast<int32_t>(share.count));
+        }
+      });
+    }
+  }
+
+ private:
+  int64_t time_of(int32_t d, int64_t s) const { return d == 0 ? s : q_.T - 1 - s; }
+  // First time step of the chunk of processing steps [first, last).
+  int64_t chunk_begin(int32_t d, int64_t first, int64_t last) const {
+    return d == 0 ? first : q_.T - last;
+  }
+  Sequence<const float> x_sequence() const {
+    return {static_cast<const float*>(q_.x), q_.x_t, q_.x_b, steps_};
+  }
+  Sequence<float> y_sequence(int32_t d) const {
+    return {static_cast<float*>(out_.y) + d * q_.H, out_.y_t, out_.y_b, steps_};
+  }
+  float* c_of(int32_t d) const { return static_cast<float*>(out_.c_n) + d * q_.B * q_.H; }
+  float* h_n_of(int32_t d) const { return static_cast<float*>(out_.h_n) + d * q_.B * q_.H; }
+  const K* panel(int32_t d, int64_t p) const {
+    return static_cast<const K*>(frozen_.weights[d].panels) + p * (q_.I + q_.H) * kRow;
+  }
+  // What the sums of gate j, strip s of panel p are multiplied with: `which` is 0 for W_ih, 1 for
+  // W_hh.
+  Vec<float> scale(int32_t d, int which, int64_t p, int s, int j) const {
+    return Vec<float>::load(frozen_.weights[d].scales +
+                            ((which * panels_ + p) * 4 + j) * kFrozenUnits + s * W);
+  }
+  static constexpr bool kScaled = std::is_same<K, int8_t>::value;
+
+  // c lives in c_n from the first step on; h_n takes every row's h, the last one stays.
+  void start_states() {
+    const size_t bytes = static_cast<size_t>(q_.D * q_.B * q_.H) * sizeof(float);
+    if (q_.c0 != nullptr) {
+      std::memcpy(out_.c_n, q_.c0, bytes);
+    } else {
+      std::memset(out_.c_n, 0, bytes);
+    }
+    for (int64_t u = 0; q_.h0 == nullptr && u < q_.H; ++u) zeros_[u] = 0;
+  }
+
+  // out [R][4][W] = rows of a [R][n] times n rows of a strip.
+  template <int R>
+  FL_INLINE void multiply(const float* a, int64_t a_row, const K* w, int64_t n, float* out) const {
+    const int64_t blocks = ceil_div(n, plan_.k_block);
+    for (int64_t k = 0; k < blocks; ++k) {
+      const int64_t k0 = split(n, k, blocks), k1 = split(n, k + 1, blocks);
+      Tile<float, R, 4> tile;
+      tile.zero();
+      tile.template accumulate<kUnits>(a + k0, a_row, 1, w + k0 * kRow, kRow, k1 - k0);
+      if (k > 0) tile.add(out, G);
+      tile.store(out, G);
+    }
+  }
+
+  // bias + x W_ih^T for a tile of rows of one strip.
+  struct ProjectTile {
+    const FrozenForward& f;
+    const float* x;
+    int64_t x_row;
+    int32_t d;
+    int64_t p;
+    int s;
+    float* out;
+    template <int R>
+    FL_INLINE void run(int64_t row) const {
+      float* sums = out + row * G;
+      f.multiply<R>(x + row * x_row, x_row, f.panel(d, p) + s * W, f.q_.I, sums);
+      for (int j = 0; j < 4; ++j) {
+        const Vec<float> bias =
+            Vec<float>::load(f.frozen_.weights[d].bias + (p * 4 + j) * kFrozenUnits + s * W);
+        for (int r = 0; r < R; ++r) {
+          float* at = sums + r * G + j * W;
+          const Vec<float> sum = Vec<float>::load(at);
+          if constexpr (kScaled) {
+            fma(sum, f.scale(d, 0, p, s, j), bias).store(at);
+          } else {
+            (sum + bias).store(at);
+          }
+        }
+      }
+    }
+  };
+
+  float* projected(int32_t d, int64_t p, int s) const {
+    return projected_[d] + (p * kStrips + s) * chunk_rows_ * G;
+  }
+
+  void project(int32_t d, int64_t p, int64_t first, int64_t last) const {
+    const Sequence<const float> x = x_sequence();
+    const int64_t begin = chunk_begin(d, first, last), end = begin + last - first;
+    const bool uniform = x.uniform(steps_);
+    for (int s = 0; s < kStrips; ++s) {
+      float* out = projected(d, p, s);
+      for (int64_t t = begin; t < end; ++t) {
+        const int64_t next = uniform ? end : t + 1;
+        const int64_t row = steps_.offset(t) - steps_.offset(begin);
+        for_tiles<4>(
+            steps_.offset(next) - steps_.offset(t),
+            ProjectTile{*this, x.step(steps_, t), uniform ? x.uniform_stride(steps_) : x.stride_b,
+                        d, p, s, out + row * G});
+        t = next - 1;
+      }
+    }
+  }
+
+  // Rows [begin, end) of one step, whose previous h lies in one place.
+  struct Segment {
+    int64_t begin, end;
+    const float* h;  // row b at h + b * h_row
+    int64_t h_row;
+  };
+
+  // First the rows that had a step before processing step s, then those that start here.
+  int segments_of(int32_t d, int64_t s, Segment* segments) const {
+    const int64_t end = steps_.rows(time_of(d, s));
+    const int64_t running = s == 0 ? 0 : min64(end, steps_.rows(time_of(d, s - 1)));
+    int count = 0;
+    if (running > 0) {
+      const Sequence<float> y = y_sequence(d);
+      segments[count++] = {0, running, y.step(steps_, time_of(d, s - 1)), y.stride_b};
+    }
+    if (running < end) {
+      const float* h0 = static_cast<const float*>(q_.h0);
+      segments[count++] = {running, end, h0 ? h0 + d * q_.B * q_.H : zeros_, h0 ? q_.H : 0};
+    }
+    return count;
+  }
+
+  // A tile of rows of one strip at one step: products with W_hh, and the cells at once.
+  struct GateTile {
+    const FrozenForward& f;
+    const Segment& segment;
+    int32_t d;
+    int64_t p;
+    int s, units;
+    const float* start;  // row b's projected sums at start + b * G
+    float* y;            // its h at y + b * y_row
+    int64_t y_row;
+    template <int R>
+    FL_INLINE void run(int64_t offset) const {
+      const int64_t b = segment.begin + offset;
+      alignas(64) float sums[R * G];
+      f.multiply<R>(segment.h + b * segment.h_row, segment.h_row,
+                    f.panel(d, p) + f.q_.I * kRow + s * W, f.q_.H, sums);
+#pragma GCC unroll 1
+      for (int r = 0; r < R; ++r) cell(sums + r * G, b + r);
+    }
+    FL_INLINE Vec<float> sum_of(const float* sums, int64_t b, int j) const {
+      const Vec<float> sum = Vec<float>::load(sums + j * W);
+      const Vec<float> begun = Vec<float>::load(start + b * G + j * W);
+      if constexpr (kScaled) return fma(sum, f.scale(d, 1, p, s, j), begun);
+      return sum + begun;
+    }
+    FL_INLINE void cell(const float* sums, int64_t b) const {
+      Gates<Vec<float>> gate{sum_of(sums, b, 0), sum_of(sums, b, 1), sum_of(sums, b, 2),
+                             sum_of(sums, b, 3)};
+      const int64_t unit = p * kFrozenUnits + s * W;
+      float* c_at = f.c_of(d) + b * f.q_.H + unit;
+      float* h_at = f.h_n_of(d) + b * f.q_.H + unit;
+      Vec<float> c, h;
+      if (units == W) {
+        cell_forward(gate, Vec<float>::load(c_at), c, h);
+        c.store(c_at);
+        h.store(h_at);
+        h.store(y + b * y_row);
+      } else {
+        cell_forward(gate, Vec<float>::load(c_at, units), c, h);
+        c.store(c_at, units);
+        h.store(h_at, units);
+        h.store(y + b * y_row, units);
+      }
+    }
+  };
+
+  void recur(int32_t d, int64_t first, int64_t last, int64_t p0, int64_t p1, int32_t parties) {
+    const int64_t begin = chunk_begin(d, first, last);
+    const Sequence<float> y = y_sequence(d);
+    for (int64_t step = first; step < last; ++step) {
+      const int64_t t = time_of(d, step);
+      Segment segments[2];
+      const int count = segments_of(d, step, segments);
+      const bool backwards = step & 1;  // zigzag: what the last step left in cache is used first
+      for (int64_t i = p0; i < p1; ++i) {
+        const int64_t p = backwards ? p1 - 1 - (i - p0) : i;
+        for (int s = 0; s < kStrips; ++s) {
+          const int64_t unit = p * kFrozenUnits + s * W;
+          if (unit >= q_.H) break;
+          const float* start = projected(d, p, s) + (steps_.offset(t) - steps_.offset(begin)) * G;
+          for (int k = 0; k < count; ++k) {
+            for_tiles<4>(
+                segments[k].end - segments[k].begin,
+                GateTile{*this, segments[k], d, p, s, static_cast<int>(min64(W, q_.H - unit)),
+                         start, y.step(steps_, t) + unit, y.stride_b});
+          }
+        }
+      }
+      barriers_[d].wait(parties);
+    }
+  }
+
+  const Problem& q_;
+  const Frozen& frozen_;
+  const Outputs& out_;
+  const Plan plan_;
+  const int64_t panels_, chunk_rows_;
+  Steps steps_{0, 0, nullptr, nullptr};
+  int64_t* offsets_ = nullptr;
+  float* zeros_ = nullptr;
+  Barrier* barriers_ = nullptr;
+  float* projected_[2] = {};  // [strip][chunk rows][4W]: where the sums of a step begin
+  size_t workspace_bytes_ = 0;
+};
+
+template <class F>
+auto with_stored(Stored stored, const F& f) {
+  switch (stored) {
+    case Stored::kBFloat16:
+      return f(BFloat16{});
+    case Stored::kInt8:
+      return f(int8_t{});
+    default:
+      return f(float{});
+  }
+}
+
+inline size_t frozen_workspace(const Problem& problem, const Plan& plan) {
+  return FrozenForward<float>(problem, Frozen{}, Outputs{}, plan, nullptr).workspace_bytes();
+}
+
+inline void run_frozen(const Problem& problem, const Frozen& frozen, const Outputs& outputs,
+                       const Plan& plan, void* workspace, const Parallel& parallel) {
+  with_stored(frozen.stored, [&](auto k) {
+    FrozenForward<decltype(k)>(problem, frozen, outputs, plan, workspace).run(parallel);
+  });
+}
