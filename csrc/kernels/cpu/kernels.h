@@ -37,6 +37,7 @@ struct Kernels {
   size_t (*frozen_workspace)(const Problem&, const Plan&);
   void (*frozen)(const Problem&, const Frozen&, const Outputs&, const Plan&, void* workspace,
                  const Parallel&);
+  RecurrenceKernels recurrence;
 };
 
 // Those in use now for a dtype.

@@ -59,7 +59,7 @@ size_t recurrence_forward_workspace_bytes(const Recurrence& q, bool training, in
 
 size_t recurrence_backward_workspace_bytes(const Recurrence& q, int32_t threads) {
   return active_kernels(q.dtype).recurrence.backward_workspace(q, RecurrenceGradients{},
-                                                        plan_of(q, threads));
+                                                               plan_of(q, threads));
 }
 
 Status recurrence_forward(const Recurrence& q, const RecurrenceOutputs& outputs, void* workspace,
