@@ -285,6 +285,7 @@ class _LSTMOverTorch(nn.LSTM):
     has_extras = False
     _frozen = None
     is_frozen = False
+    __constants__ = LSTM.__constants__
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

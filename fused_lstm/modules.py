@@ -121,6 +121,8 @@ class LSTM(nn.RNNBase):
     has_extras: bool = False
     _frozen: Any = None  # a frozen.Frozen while frozen
     is_frozen: bool = False  # the same for TorchScript
+    # A class's attributes, which converted modules have no other of, TorchScript reads as these.
+    __constants__ = [*nn.RNNBase.__constants__, "has_extras", "is_frozen"]  # noqa: RUF012
 
     def freeze(self, weights: str = "float32") -> "LSTM":
         """Packs the weights once, for inference with few rows, until `thaw`.

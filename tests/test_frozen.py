@@ -426,7 +426,7 @@ def test_autocast_transforms_and_graphs_are_refused() -> None:
         with pytest.raises(RuntimeError, match="tracing or export"):
             torch.jit.trace(lstm, (X,))
         with pytest.raises(RuntimeError, match=r"frozen"):
-            torch.jit.script(lstm)(X)
+            torch.jit.script(nn.Sequential(lstm))(X)
         with pytest.raises(RuntimeError, match="tracing or export"):
             torch.export.export(lstm, (X,), strict=False)
 
