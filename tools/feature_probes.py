@@ -571,14 +571,100 @@ def convert(make: Make) -> None:
 # What the others have -----------------------------------------------------------------------------
 
 
-@probe("zoneout and DropConnect inside the layer")
+@probe("zoneout inside the layer")
 def zoneout(make: Make) -> None:
     layer, x = make(I, H, zoneout=0.5), x_of()
     assert not torch.equal(layer(x)[0], layer(x)[0])
-    if make is nn.LSTM or make is fused_lstm.LSTM:
+    layer.eval()
+    close(layer(x)[0], layer(x)[0])
+
+
+@probe("DropConnect on the recurrent weights")
+def drop_connect(make: Make) -> None:
+    if make is nn.LSTM:
         raise NotImplementedError("its dropout is between layers")
-    layer = make(I, H, dropout=0.5)
+    name = "weight_dropout" if make is fused_lstm.LSTM else "dropout"  # as haste calls it
+    layer, x = make(I, H, **{name: 0.5}), x_of()
     assert not torch.equal(layer(x)[0], layer(x)[0])
+    layer.eval()
+    close(layer(x)[0], layer(x)[0])
+
+
+@probe("variational dropout of h: one mask for a sequence")
+def recurrent_dropout(make: Make) -> None:
+    layer, x = make(I, H, recurrent_dropout=0.5), x_of()
+    assert not torch.equal(layer(x)[0], layer(x)[0])
+
+
+@probe("the state is cleared inside a row (`reset`)")
+def reset(make: Make) -> None:
+    layer, x = make(I, H), x_of()
+    begins = torch.zeros(T, B, dtype=torch.bool)
+    begins[2] = True
+    y, _ = layer(x, reset=begins)
+    close(y[2:], layer(x[2:])[0])
+
+
+@probe("rows of other lengths without packing (`lengths`)")
+def lengths(make: Make) -> None:
+    layer, x = make(I, H), x_of()
+    y, (h_n, _) = layer(x, lengths=torch.full((B,), 3))
+    close(h_n, layer(x[:3])[1][0])
+    assert not y[3:].any()
+
+
+@probe("the cell state of every step")
+def cells(make: Make) -> None:
+    layer, x = make(I, H), x_of()
+    _, (_, c_n), every = layer(x, return_cells=True)
+    close(every[-1:], c_n)
+    close(every[:1], layer(x[:1])[1][1])
+
+
+@probe("gates computed again in backward instead of kept")
+def recompute(make: Make) -> None:
+    layer, x = make(I, H, recompute=True), x_of().requires_grad_()
+    plain = make(I, H)
+    plain.load_state_dict(layer.state_dict())
+    close(*(torch.autograd.grad(own(x)[0].square().sum(), x)[0] for own in (layer, plain)))
+
+
+@probe("LayerNorm inside the cell")
+def layer_norm(make: Make) -> None:
+    layer, x = variant_of(make, layer_norm=True), x_of()
+    y, _ = layer(x)
+    y.sum().backward()
+    assert y.shape == (T, B, H)
+    scaled, _ = layer(x * 7)  # LayerNorm takes the scale away, and its epsilon leaves a rest
+    assert (scaled - y).abs().max() < 0.02
+
+
+@probe("peepholes")
+def peepholes(make: Make) -> None:
+    layer, x = variant_of(make, peepholes=True), x_of()
+    layer(x)[0].sum().backward()
+    assert any("peephole" in name for name, _ in layer.named_parameters())
+
+
+def variant_of(make: Make, **option: bool) -> nn.Module:
+    """A layer of the class that an implementation has for it, or of its LSTM's own option."""
+    if make is fused_lstm.LSTM:
+        return fused_lstm.VariantLSTM(I, H, **option)
+    if make.__name__ == "make_haste" and "layer_norm" in option:
+        import haste_pytorch  # type: ignore[import-not-found]
+
+        layer: nn.Module = haste_pytorch.LayerNormLSTM(I, H)
+        return layer
+    return make(I, H, **option)
+
+
+@probe("weights in int8 on the CPU")
+def int8(make: Make) -> None:
+    layer, x = make(I, H).eval(), x_of()
+    with torch.no_grad():
+        before, _ = layer(x)
+        layer.freeze("int8")
+        close(layer(x)[0], before, 0.02)
 
 
 @probe("heads: a block-diagonal recurrent matrix in one call")
