@@ -431,6 +431,16 @@ def test_autocast_transforms_and_graphs_are_refused() -> None:
             torch.export.export(lstm, (X,), strict=False)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.parametrize("make", [LSTM, lambda *sizes: fused_lstm.convert(nn.LSTM(*sizes))])
+def test_what_is_not_frozen_is_scripted(make: Callable[..., LSTM]) -> None:
+    """A converted module knows of freezing, and of extras, through its class alone."""
+    lstm = make(4, 7).eval()
+    with torch.no_grad():
+        y, _ = torch.jit.script(nn.Sequential(lstm))(X)
+        torch.testing.assert_close(y, lstm(X)[0])
+
+
 def test_torch_compile_breaks_its_graph_there() -> None:
     lstm = frozen("int8")
 
