@@ -19,6 +19,9 @@ def force_family(name: str | None) -> None:
     For tests.
     """
 
+def forced_family() -> str | None:
+    """What force_family said."""
+
 def set_fault(index: int) -> None:
     """As if a block of an earlier call on that device had waited in vain for another. For tests."""
 
@@ -45,3 +48,64 @@ def explain_plan(
     options: bool = False,  # what nn.LSTM lacks, as cells of every step
 ) -> str:
     """One line: how the kernels compute a problem of these sizes on a device with these facts."""
+
+def families(
+    T: int,
+    B: int,
+    I: int,
+    H: int,
+    P: int,
+    D: int,
+    dtype: str,
+    training: bool,
+    tf32: bool,
+    facts: dict[str, int],
+) -> list[dict[str, str | float | int]]:
+    """The families that may compute a problem, the plan's own choice first. Keys family, us (of a
+    step, predicted), blocks (that stay on the device) and room (for how many).
+    """
+
+def call_class(
+    T: int,
+    B: int,
+    I: int,
+    H: int,
+    P: int,
+    D: int,
+    dtype: str,
+    training: bool,
+    tf32: bool,
+    packed: bool,
+) -> str:
+    """The name of the calls that share one measurement with this one."""
+
+def set_choice(
+    index: int,
+    T: int,
+    B: int,
+    I: int,
+    H: int,
+    P: int,
+    D: int,
+    dtype: str,
+    training: bool,
+    tf32: bool,
+    packed: bool,
+    family: str | None,
+) -> None:
+    """Has a family compute calls of this class on a device from now on; None: the plan chooses."""
+
+def choice(
+    index: int,
+    T: int,
+    B: int,
+    I: int,
+    H: int,
+    P: int,
+    D: int,
+    dtype: str,
+    training: bool,
+    tf32: bool,
+    packed: bool,
+) -> str | None:
+    """What set_choice said."""
