@@ -119,7 +119,7 @@ extensions = [
     extension("fused_lstm._C", cpu_binding + files("csrc/kernels/cpu/*.cpp"), ["torch_cpu"])
 ]
 if plan.toolkit:
-    shared = files("csrc/binding/stable.cpp", "csrc/binding/call.cpp")
+    shared = files("csrc/binding/stable.cpp", "csrc/binding/arguments.cpp", "csrc/binding/call.cpp")
     extensions.append(
         extension(
             "fused_lstm._C_cuda",

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence
 
 import fused_lstm
-from benchmarks import environment, timing
+from benchmarks.ways import WRAPPERS, compare, write
 
 
 class Ways:
@@ -82,40 +81,11 @@ def sum_of(results: Any) -> Tensor:
     return torch.stack([y.sum(), cells.sum()])
 
 
-def with_backward(call: Callable[[], Tensor]) -> Callable[[], None]:
-    return lambda: call().sum().backward()
-
-
-def without_gradient(call: Callable[[], Tensor]) -> Callable[[], None]:
-    def run() -> None:
-        with torch.no_grad():
-            call()
-
-    return run
-
-
-WRAPPERS = {"inference": without_gradient, "training": with_backward}
-
-
 def measure(ways: Ways, modes: list[str], budget: float, threads: int) -> list[dict[str, Any]]:
     torch.testing.assert_close(ways.lstm(ways.x, reset=ways.reset)[0], ways.loop())
-    rows = []
-    for mode in modes:
-        calls = {name: WRAPPERS[mode](call) for name, call in ways.named().items()}
-        names = list(calls)
-        series = timing.interleave(calls, budget, principals=names[:5], threads=threads)
-        for name in names:
-            ratio = timing.ratio_of_rounds(series[name], series[names[0]])
-            row = {
-                "mode": mode,
-                "way": name,
-                "ms": 1e3 * timing.spread(series[name].measured).median,
-                "over_plain": ratio.median if ratio else None,
-                "rounds": len(series[name].measured),
-            }
-            rows.append(row)
-            print("{mode:10} {way:30} {ms:9.2f} ms {over_plain:7.2f}".format(**row), flush=True)
-    return rows
+    named = ways.named()
+    ours = list(named)[:5]
+    return [row for mode in modes for row in compare(named, mode, budget, ours, threads)]
 
 
 def main() -> None:
@@ -131,19 +101,13 @@ def main() -> None:
     torch.manual_seed(0)
     ways = Ways(*options.shape, options.share)
     rows = measure(ways, options.modes, options.budget, options.threads)
-    folder = Path(__file__).parent / "results" / environment.machine_slug()
-    out = options.out or folder / "call_options.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    command = "python benchmarks/call_options.py " + " ".join(sys.argv[1:])
-    shape = dict(zip("TBIH", options.shape, strict=True))
     result = {
-        "environment": environment.describe(command.strip()),
-        "shape": shape,
+        "shape": dict(zip("TBIH", options.shape, strict=True)),
         "resets": options.share,
         "threads": options.threads,
         "rows": rows,
     }
-    out.write_text(json.dumps(result, indent=1) + "\n")
+    write("call_options", result, options.out)
 
 
 if __name__ == "__main__":

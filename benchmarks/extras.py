@@ -28,7 +28,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import fused_lstm
-from benchmarks import environment, fresh, timing
+from benchmarks import fresh
+from benchmarks.ways import compare, write
 
 P = 0.2  # of every mask
 MODES: dict[str, dict[str, Any]] = {
@@ -98,25 +99,6 @@ class Ways:
         }
 
 
-def measure(ways: Ways, budget: float, threads: int) -> list[dict[str, Any]]:
-    calls = {name: (lambda way=way: way().sum().backward()) for name, way in ways.named().items()}
-    names = list(calls)
-    ours = [name for name in names if "nn." not in name]
-    series = timing.interleave(calls, budget, principals=ours, threads=threads)
-    rows = []
-    for name in names:
-        ratio = timing.ratio_of_rounds(series[name], series[names[0]])
-        row = {
-            "way": name,
-            "ms": 1e3 * timing.spread(series[name].measured).median,
-            "over_plain": ratio.median if ratio else None,
-            "rounds": len(series[name].measured),
-        }
-        rows.append(row)
-        print("{way:42} {ms:9.2f} ms {over_plain:7.2f}".format(**row), flush=True)
-    return rows
-
-
 def measure_memory(T: int, B: int, features: int, H: int) -> list[dict[str, Any]]:
     """Peak memory of training on one long sequence, beyond module and input, in fresh processes."""
     rows = []
@@ -151,21 +133,17 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    rows = measure(Ways(*options.shape), options.budget, options.threads)
-    memory = measure_memory(*options.long)
-    folder = Path(__file__).parent / "results" / environment.machine_slug()
-    out = options.out or folder / "extras.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    command = "python benchmarks/extras.py " + " ".join(sys.argv[1:])
+    ways = Ways(*options.shape).named()
+    ours = [name for name in ways if "nn." not in name]
+    rows = compare(ways, "training", options.budget, ours, options.threads)
     result = {
-        "environment": environment.describe(command.strip()),
         "shape": dict(zip("TBIH", options.shape, strict=True)),
         "probability": P,
         "threads": options.threads,
         "rows": rows,
-        "memory": memory,
+        "memory": measure_memory(*options.long),
     }
-    out.write_text(json.dumps(result, indent=1) + "\n")
+    write("extras", result, options.out)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ are those of y against nn.LSTM in float64 with the same float32 weights and inpu
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import warnings
 from collections.abc import Callable
@@ -27,8 +26,9 @@ import torch
 from torch import Tensor, nn
 
 import fused_lstm
-from benchmarks import environment, onnx_peer, peers, timing
+from benchmarks import onnx_peer, peers, timing
 from benchmarks.cases import Case
+from benchmarks.ways import write
 
 SHAPES = (  # T, B, I, H
     (1, 1, 1024, 1024),
@@ -131,16 +131,7 @@ def main() -> None:
     for threads in options.threads:
         for shape in options.shape or SHAPES:
             rows += measure(tuple(shape), threads, options.budget)
-    folder = Path(__file__).parent / "results" / environment.machine_slug()
-    out = options.out or folder / "frozen.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    command = "python benchmarks/frozen.py " + " ".join(sys.argv[1:])
-    result = {
-        "environment": environment.describe(command.strip()),
-        "note": options.note,
-        "rows": rows,
-    }
-    out.write_text(json.dumps(result, indent=1) + "\n")
+    write("frozen", {"note": options.note, "rows": rows}, options.out)
 
 
 if __name__ == "__main__":

@@ -86,11 +86,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def command_line(arguments: Sequence[str]) -> str:
+def command_line(arguments: Sequence[str], script: str = "run.py") -> str:
     """The command to repeat this run, without where its result went."""
     kept, skip = [], False
     for argument in arguments:
         if not skip and argument != "--out" and not argument.startswith("--out="):
             kept.append(argument)
         skip = argument == "--out"
-    return shlex.join(["python", "benchmarks/run.py", *kept])
+    return shlex.join(["python", f"benchmarks/{script}", *kept])

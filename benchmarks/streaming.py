@@ -8,7 +8,6 @@ One thread unless --threads says otherwise.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -26,7 +25,7 @@ import torch
 from torch import nn
 
 import fused_lstm
-from benchmarks import environment
+from benchmarks.ways import write
 
 SIZES = ((16, 1, 1), (128, 1, 1), (128, 2, 1), (128, 1, 8), (512, 1, 1))  # I = H, layers, rows
 STEPS = 100  # of each way in a turn
@@ -78,11 +77,7 @@ def main() -> None:
             "H{H} L{L} B{B}: Streaming {streaming_us:.1f}, loop {loop_us:.1f}, "
             "nn.LSTM in a loop {nn_lstm_us:.1f} us".format(**rows[-1])
         )
-    folder = Path(__file__).parent / "results" / environment.machine_slug()
-    folder.mkdir(parents=True, exist_ok=True)
-    command = "python benchmarks/streaming.py " + " ".join(sys.argv[1:])
-    result = {"environment": environment.describe(command.strip()), "rows": rows}
-    (folder / "streaming.json").write_text(json.dumps(result, indent=1) + "\n")
+    write("streaming", {"rows": rows})
 
 
 if __name__ == "__main__":

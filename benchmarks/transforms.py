@@ -9,7 +9,6 @@ is the median of the ratios within a turn. One thread unless --threads says othe
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -27,7 +26,7 @@ import torch
 from torch.func import functional_call, grad, jacrev, stack_module_state, vmap
 
 import fused_lstm
-from benchmarks import environment
+from benchmarks.ways import write
 from fused_lstm import dispatch
 
 
@@ -107,11 +106,7 @@ def main() -> None:
                 **rows[-1]
             )
         )
-    folder = Path(__file__).parent / "results" / environment.machine_slug()
-    folder.mkdir(parents=True, exist_ok=True)
-    command = "python benchmarks/transforms.py " + " ".join(sys.argv[1:])
-    result = {"environment": environment.describe(command.strip()), "rows": rows}
-    (folder / "transforms.json").write_text(json.dumps(result, indent=1) + "\n")
+    write("transforms", {"rows": rows})
 
 
 if __name__ == "__main__":

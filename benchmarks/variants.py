@@ -10,7 +10,6 @@ is a median, a ratio the median of the ratios within a round (timing.py).
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -27,8 +26,8 @@ from torch import Tensor
 from torch.nn.functional import layer_norm, linear
 
 import fused_lstm
-from benchmarks import environment, timing
-from benchmarks.call_options import WRAPPERS
+from benchmarks import timing
+from benchmarks.ways import WRAPPERS, compare, write
 
 SHAPES = (
     (64, 128, 256, 256),
@@ -128,24 +127,9 @@ def measure(
     ways: Ways, modes: list[str], budget: float, threads: int, turn: timing.Turn
 ) -> list[dict[str, Any]]:
     ways.check()
-    rows = []
-    for mode in modes:
-        calls = {name: WRAPPERS[mode](call) for name, call in ways.named().items()}
-        names = list(calls)
-        principals = names[: 1 + len(VARIANTS)]
-        series = timing.interleave(calls, budget, principals, threads, turn)
-        for name in names:
-            ratio = timing.ratio_of_rounds(series[name], series[names[0]])
-            row = {
-                "mode": mode,
-                "way": name,
-                "ms": 1e3 * timing.spread(series[name].measured).median,
-                "over_plain": ratio.median if ratio else None,
-                "rounds": len(series[name].measured),
-            }
-            rows.append(row)
-            print("{mode:10} {way:30} {ms:9.2f} ms {over_plain:7.2f}".format(**row), flush=True)
-    return rows
+    named = ways.named()
+    ours = list(named)[: 1 + len(VARIANTS)]
+    return [row for mode in modes for row in compare(named, mode, budget, ours, threads, turn)]
 
 
 def main() -> None:
@@ -169,17 +153,12 @@ def main() -> None:
         torch.manual_seed(0)
         rows = measure(Ways(*shape), options.modes, options.budget, options.threads, turn)
         measured.append({"shape": dict(zip("TBIH", shape, strict=True)), "rows": rows})
-    folder = Path(__file__).parent / "results" / environment.machine_slug()
-    out = options.out or folder / "variants.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    command = "python benchmarks/variants.py " + " ".join(sys.argv[1:])
     result = {
-        "environment": environment.describe(command.strip()),
         "threads": options.threads,
         "seconds": "processor" if options.processor else "wall",
         "shapes": measured,
     }
-    out.write_text(json.dumps(result, indent=1) + "\n")
+    write("variants", result, options.out)
 
 
 if __name__ == "__main__":

@@ -282,10 +282,11 @@ class _LSTMOverTorch(nn.LSTM):
     _scripted_padded = LSTM._scripted_padded
     _scripted_packed = LSTM._scripted_packed
     extras = None
-    has_extras = False
     _frozen = None
-    is_frozen = False
+    has_extras = LSTM.has_extras
+    is_frozen = LSTM.is_frozen
     __constants__ = LSTM.__constants__
+    __jit_unused_properties__ = LSTM.__jit_unused_properties__
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

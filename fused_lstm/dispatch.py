@@ -16,11 +16,13 @@ from torch import _VF, Tensor, nn
 from torch.autograd import forward_ad
 
 from . import _extension, export, function, ops
+from .extras import Extras
 
 __all__ = [
     "Options",
     "cell",
     "explain_plan",
+    "marked_obstacle",
     "runs_directly",
     "stack",
     "ten_weights",
@@ -275,9 +277,14 @@ def _no_kernel(device: torch.device, dtype: torch.dtype) -> str | None:
     return obstacle
 
 
-def _no_marked_kernel(proj_size: int) -> str | None:
-    """The same for a call with resets, lengths, cells or extras."""
-    return "no kernel with a proj_size and such options" if proj_size else None
+def marked_obstacle(proj_size: int, call_options: bool, extras: Extras | None) -> str | None:
+    """Why there is none with these: reset, lengths or return_cells, and what a module has."""
+    if not proj_size:
+        return None
+    if call_options:
+        return "no kernel with reset, lengths or return_cells and a proj_size"
+    dropped = extras is not None and extras.recurrent_dropout > 0
+    return "no kernel with recurrent_dropout and a proj_size" if dropped else None
 
 
 def _index(device: torch.device) -> int:
@@ -412,11 +419,11 @@ def explain_plan(
     frozen = getattr(target, "_frozen", None)
     obstacle = _no_kernel(device, dtype)
     instead = "torch's own LSTM"
-    extras = getattr(target, "extras", None)
-    options = options or (extras is not None and extras.act(training))
-    if options:
+    extras: Extras | None = getattr(target, "extras", None)
+    if options or (extras is not None and extras.act(bool(training))):
         instead = "the specification in plain PyTorch"
-        obstacle = obstacle or _no_marked_kernel(proj_size)
+        obstacle = obstacle or marked_obstacle(proj_size, options, extras)
+        options = True
     lines = []
     for layer in range(layers):
         features = features if layer == 0 else D * P

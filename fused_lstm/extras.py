@@ -4,14 +4,18 @@ while it trains, and what it keeps for backward.
 Here is what may be asked for, and which of it together. `options.py` carries it out.
 """
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 
-__all__ = ["Extras", "checked_extras"]
+__all__ = ["Extras"]
+
+_DROPOUTS = ("input_dropout", "recurrent_dropout", "output_dropout", "weight_dropout")
 
 
-class Extras(NamedTuple):
+@dataclass(frozen=True)
+class Extras:
     """Regularisers and memory modes of an LSTM; the defaults are none of them.
 
     Args:
@@ -28,9 +32,13 @@ class Extras(NamedTuple):
             kept: a fifth of the memory between the two passes.
         checkpoint_steps: forward keeps the states of every so many steps only, and backward runs
             each such piece again: memory for one piece beside input and output; 0: no.
+
+    Raises:
+        TypeError: a value of the wrong kind.
+        ValueError: a value out of range, or two that do not go together; the message says why.
     """
 
-    zoneout: tuple[float, float] = (0.0, 0.0)
+    zoneout: Any = (0.0, 0.0)
     input_dropout: float = 0.0
     recurrent_dropout: float = 0.0
     output_dropout: float = 0.0
@@ -38,10 +46,44 @@ class Extras(NamedTuple):
     recompute: bool = False
     checkpoint_steps: int = 0
 
+    def __post_init__(self) -> None:
+        pair = self.zoneout if isinstance(self.zoneout, (tuple, list)) else (self.zoneout,) * 2
+        if len(pair) != 2:
+            raise ValueError(
+                f"zoneout: expected one number or two, for h and for c, got {self.zoneout}"
+            )
+        zoneout = tuple(_probability("zoneout", p) for p in pair)
+        object.__setattr__(self, "zoneout", zoneout)
+        for name in _DROPOUTS:
+            object.__setattr__(self, name, _probability(name, getattr(self, name)))
+        steps = self.checkpoint_steps
+        if not isinstance(self.recompute, bool):
+            raise TypeError(f"recompute: expected a bool, got {type(self.recompute).__name__}")
+        if not isinstance(steps, int) or isinstance(steps, bool):
+            raise TypeError(f"checkpoint_steps: expected an int, got {type(steps).__name__}")
+        if steps < 0:
+            raise ValueError(f"checkpoint_steps: expected a number of steps, or 0, got {steps}")
+        if any(zoneout):
+            for name in _DROPOUTS:
+                if getattr(self, name):
+                    self._refuse(name, "zoneout", "no publication says how the two act together")
+        if self.recurrent_dropout and self.weight_dropout:
+            self._refuse("weight_dropout", "recurrent_dropout", "both thin out one product, W_hh h")
+
+    def check(self, num_layers: int, dropout: float, proj_size: int) -> None:
+        """Refuses, with a ValueError, an LSTM with whose own options these do not go."""
+        if any(self.zoneout) and proj_size:
+            self._refuse("zoneout", "proj_size", "h and c have different units then")
+        if self.input_dropout and dropout and num_layers > 1:
+            self._refuse("input_dropout", "dropout", "both act between layers")
+
+    def _refuse(self, name: str, other: str, why: str) -> None:
+        raise ValueError(f"{name}: expected 0 with {other}, got {getattr(self, name)}: {why}")
+
     @property
     def draws(self) -> bool:
         """Whether training needs random numbers."""
-        return any(p > 0 for p in (*self.zoneout, *self[1:5]))
+        return any(self.zoneout) or any(getattr(self, name) for name in _DROPOUTS)
 
     def act(self, training: bool) -> bool:
         """Whether a call is another than without them."""
@@ -53,40 +95,8 @@ class Extras(NamedTuple):
         )
 
     def __str__(self) -> str:
-        shown = zip(self._fields, self, Extras(), strict=True)
+        shown = ((f.name, getattr(self, f.name), f.default) for f in fields(self))
         return ", ".join(f"{name}={value}" for name, value, usual in shown if value != usual)
-
-
-_DROPOUTS = ("input_dropout", "recurrent_dropout", "output_dropout", "weight_dropout")
-
-
-def checked_extras(
-    given: dict[str, Any], *, num_layers: int, dropout: float, proj_size: int
-) -> Extras | None:
-    """The extras of a module with these options; None where all are what they are by default.
-
-    Raises:
-        TypeError: a value of the wrong kind.
-        ValueError: a value out of range, or two that do not go together; the message says why.
-    """
-    zoneout = given["zoneout"]
-    pair = zoneout if isinstance(zoneout, (tuple, list)) else (zoneout, zoneout)
-    if len(pair) != 2:
-        raise ValueError(f"zoneout: expected one number or two, for h and for c, got {zoneout}")
-    h, c = (_probability("zoneout", p) for p in pair)
-    dropouts = {name: _probability(name, given[name]) for name in _DROPOUTS}
-    recompute, steps = given["recompute"], given["checkpoint_steps"]
-    if not isinstance(recompute, bool):
-        raise TypeError(f"recompute: expected a bool, got {type(recompute).__name__}")
-    if not isinstance(steps, int) or isinstance(steps, bool):
-        raise TypeError(f"checkpoint_steps: expected an int, got {type(steps).__name__}")
-    if steps < 0:
-        raise ValueError(f"checkpoint_steps: expected a number of steps, or 0, got {steps}")
-    extras = Extras((h, c), **dropouts, recompute=recompute, checkpoint_steps=steps)
-    if extras == Extras():
-        return None
-    _check_pairs(extras, num_layers, dropout, proj_size)
-    return extras
 
 
 def _probability(name: str, p: Any) -> float:
@@ -95,19 +105,3 @@ def _probability(name: str, p: Any) -> float:
     if not 0 <= p <= 1:
         raise ValueError(f"{name}: expected a probability from 0 to 1, got {p}")
     return float(p)
-
-
-def _check_pairs(extras: Extras, num_layers: int, dropout: float, proj_size: int) -> None:
-    def refuse(name: str, other: str, why: str) -> None:
-        raise ValueError(f"{name}: expected 0 with {other}, got {getattr(extras, name)}: {why}")
-
-    if any(extras.zoneout):
-        for name in _DROPOUTS:
-            if getattr(extras, name):
-                refuse(name, "zoneout", "no publication says how the two act together")
-        if proj_size:
-            refuse("zoneout", "proj_size", "h and c have different units then")
-    if extras.recurrent_dropout and extras.weight_dropout:
-        refuse("weight_dropout", "recurrent_dropout", "both thin out one product, W_hh h")
-    if extras.input_dropout and dropout and num_layers > 1:
-        refuse("input_dropout", "dropout", "both act between layers")

@@ -89,8 +89,12 @@ def lstm(
     if len(weights) != expected:
         raise ValueError(f"weights: expected {expected} tensors, got {len(weights)}")
     marked = reset is not None or lengths is not None or return_cells
-    if extras is not None and not extras.act(training):
-        extras = None
+    if extras is not None:
+        if not isinstance(extras, Extras):
+            raise TypeError(f"extras: expected Extras or None, got {type(extras).__name__}")
+        extras.check(num_layers, dropout, proj_size)
+        if not extras.act(training):
+            extras = None
     if isinstance(input, PackedSequence):
         if marked:
             _refuse_packed(reset, lengths)

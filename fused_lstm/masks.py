@@ -43,11 +43,9 @@ class Masks:
         """What h is multiplied by before the gates read it, [D, B, P]."""
         return self._factors(self._extras.recurrent_dropout, layer, _RECURRENT, (D, B, P))
 
-    def weight(self, w_hh: Tensor, layer: int, direction: int) -> Tensor:
-        """W_hh [4H, P] with elements zeroed."""
-        sizes = (direction + 1, w_hh.shape[0], w_hh.shape[1])
-        factors = self._factors(self._extras.weight_dropout, layer, _WEIGHT, sizes)
-        return w_hh if factors is None else w_hh * factors[direction]
+    def weight(self, layer: int, D: int, gates: int, P: int) -> Tensor | None:
+        """What W_hh is multiplied by, [D, 4H, P]."""
+        return self._factors(self._extras.weight_dropout, layer, _WEIGHT, (D, gates, P))
 
     def zoneout(self, layer: int, T: int, B: int, units: int) -> tuple[Tensor | None, float, float]:
         """Which of D*H units keep h and c, [T, B, units], or None and the share of either."""

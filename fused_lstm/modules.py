@@ -7,7 +7,7 @@ One departure: `LSTM` extends `nn.RNNBase`, not `nn.LSTM`, because torch.compile
 subclass of nn.LSTM. So `isinstance(m, nn.LSTM)` is False.
 """
 
-from typing import Any, overload
+from typing import Any, cast, overload
 
 import torch
 import torch.fx
@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import dispatch, functional
 from .dispatch import Options
-from .extras import Extras, checked_extras
+from .extras import Extras
 
 __all__ = ["LSTM", "LSTMCell"]
 
@@ -103,26 +103,39 @@ class LSTM(nn.RNNBase):
             device=device,
             dtype=dtype,
         )
-        given = {
-            "zoneout": zoneout,
-            "input_dropout": input_dropout,
-            "recurrent_dropout": recurrent_dropout,
-            "output_dropout": output_dropout,
-            "weight_dropout": weight_dropout,
-            "recompute": recompute,
-            "checkpoint_steps": checkpoint_steps,
-        }
-        self.extras = checked_extras(
-            given, num_layers=num_layers, dropout=dropout, proj_size=proj_size
+        extras = Extras(
+            zoneout,
+            input_dropout,
+            recurrent_dropout,
+            output_dropout,
+            weight_dropout,
+            recompute,
+            checkpoint_steps,
         )
-        self.has_extras = self.extras is not None  # which TorchScript can read
+        extras.check(num_layers, dropout, proj_size)
+        self.extras = None if extras == Extras() else extras
 
-    extras: Extras | None = None  # for modules that were pickled before there were any
-    has_extras: bool = False
+    # None: none of them, as in modules that were pickled before. Not annotated: TorchScript would
+    # read the annotation, and refuse it.
+    extras = cast("Extras | None", None)
     _frozen: Any = None  # a frozen.Frozen while frozen
-    is_frozen: bool = False  # the same for TorchScript
-    # A class's attributes, which converted modules have no other of, TorchScript reads as these.
+    # What TorchScript is told of the two.
     __constants__ = [*nn.RNNBase.__constants__, "has_extras", "is_frozen"]  # noqa: RUF012
+    __jit_unused_properties__ = [  # noqa: RUF012
+        *nn.RNNBase.__jit_unused_properties__,
+        "has_extras",
+        "is_frozen",
+    ]
+
+    @property
+    def has_extras(self) -> bool:
+        """Whether there are `extras`."""
+        return self.extras is not None
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether `freeze` has packed the weights."""
+        return self._frozen is not None
 
     def freeze(self, weights: str = "float32") -> "LSTM":
         """Packs the weights once, for inference with few rows, until `thaw`.
@@ -165,13 +178,13 @@ class LSTM(nn.RNNBase):
             from . import frozen  # a module that most programs never need
 
             frozen.thaw(self)
-            self._frozen, self.is_frozen = None, False
+            self._frozen = None
         return self
 
     def _freeze(self, weights: str) -> None:
         from . import frozen
 
-        self._frozen, self.is_frozen = frozen.freeze(self, weights), True
+        self._frozen = frozen.freeze(self, weights)
 
     def extra_repr(self) -> str:
         """What was passed to the constructor, as torch.nn.LSTM shows it, and the extras."""

@@ -21,6 +21,8 @@ from .masks import Masks
 
 __all__ = ["make_marks", "marked_stack"]
 
+_W_HH = (1, ops.WEIGHT_SLOTS // 2 + 1)  # where it stands among ten weights, for each direction
+
 
 def make_marks(
     x: Tensor,  # [T, B, I]
@@ -99,9 +101,10 @@ def marked_stack(
     extras: Extras,
 ) -> marked.Results:
     """All layers of a checked call: y, h_n, c_n, and the last layer's cells if they are wanted."""
-    by_kernel = not dispatch._transforms() and not dispatch._must_use_torch(x, hx, weights)
-    if options.proj_size and (marks is not None or return_cells or extras.recurrent_dropout):
-        by_kernel = False
+    call_options = marks is not None or return_cells
+    obstacle = dispatch.marked_obstacle(options.proj_size, call_options, extras)
+    by_kernel = obstacle is None and not dispatch._transforms()
+    by_kernel = by_kernel and not dispatch._must_use_torch(x, hx, weights)
     layer_of: Any = marked.marked_layer if by_kernel else marked.reference_layer
     if extras.checkpoint_steps and torch.is_grad_enabled():
         layer_of = functools.partial(checkpointing.in_pieces, layer_of, extras.checkpoint_steps)
@@ -123,9 +126,10 @@ def marked_stack(
             h0, c0 = (t.narrow(0, layer * directions, directions) for t in hx)
         own = weights[layer * each : (layer + 1) * each]
         ten: list[Any] = list(dispatch.ten_weights(own, bias, bidirectional, proj_size))
-        for d in range(directions):
-            w_hh = d * (ops.WEIGHT_SLOTS // 2) + 1
-            ten[w_hh] = masks.weight(ten[w_hh], layer, d)
+        dropped = masks.weight(layer, directions, 4 * H, P)
+        if dropped is not None:
+            for d, w_hh in zip(range(directions), _W_HH, strict=False):
+                ten[w_hh] = ten[w_hh] * dropped[d]
         keep, *shares = masks.zoneout(layer, T, B, directions * H)
         factors = masks.recurrent(layer, directions, B, P)
         wanted = return_cells and layer == num_layers - 1

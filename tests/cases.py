@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fused_lstm
 
@@ -173,6 +174,19 @@ def error(actual: Tensor, expected: Tensor) -> float:
     actual, expected = actual.detach().double(), expected.detach().double()
     scale = expected.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
     return float((actual - expected).abs().max() / scale)
+
+
+class Operators(TorchDispatchMode):
+    """Records which of our operators run inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "fused_lstm":
+            self.names.append(func._opname)
+        return func(*args, **(kwargs or {}))
 
 
 def small(case: Case) -> Case:

@@ -211,6 +211,13 @@ def test_recorded_command_does_not_say_where_the_result_went() -> None:
     assert options.command_line(["--out=some/folder"]) == "python benchmarks/run.py"
 
 
+def test_no_committed_result_does() -> None:
+    results = list((ROOT / "benchmarks" / "results").glob("*/*.json"))
+    assert results
+    for path in results:
+        assert "--out" not in json.loads(path.read_text())["environment"]["command"], path
+
+
 @pytest.mark.parametrize(
     ("info", "slug"),
     [

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import GRADIENT_TOLERANCE, OUTPUT_TOLERANCE, Case, copies, error
+from cases import GRADIENT_TOLERANCE, OUTPUT_TOLERANCE, Case, Operators, copies, error
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence, pad_packed_sequence
 
@@ -497,6 +497,40 @@ def test_what_cannot_be_is_refused(wrong: dict[str, Any], message: str) -> None:
 def test_kinds_are_refused(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(TypeError, match=message):
         fused_lstm.LSTM(3, 5, **wrong)
+
+
+def test_the_function_checks_as_the_module_does() -> None:
+    assert fused_lstm.Extras(zoneout=0.2) == fused_lstm.Extras(zoneout=(0.2, 0.2))
+    with pytest.raises(ValueError, match="weight_dropout: expected 0 with zoneout"):
+        fused_lstm.Extras(zoneout=0.2, weight_dropout=0.1)
+    plain = fused_lstm.LSTM(3, 5, proj_size=2)
+    weights, x = list(plain.parameters()), torch.randn(4, 2, 3)
+    extras = fused_lstm.Extras(zoneout=0.2)
+    with pytest.raises(ValueError, match="zoneout: expected 0 with proj_size"):
+        fused_lstm.lstm(x, None, weights, proj_size=2, extras=extras)
+    with pytest.raises(TypeError, match="extras: expected Extras or None, got dict"):
+        fused_lstm.lstm(x, None, weights, proj_size=2, extras={})  # type: ignore[arg-type]
+    plain.extras = extras
+    with pytest.raises(ValueError, match="zoneout: expected 0 with proj_size"):
+        plain(x)
+
+
+@pytest.mark.parametrize(
+    ("extras", "by_kernel"),
+    [
+        ({"recompute": True}, True),
+        ({"input_dropout": 0.5}, True),
+        ({"recurrent_dropout": 0.5}, False),
+    ],
+    ids=str,
+)
+def test_a_projection_has_a_kernel_with_some(extras: dict[str, Any], by_kernel: bool) -> None:
+    """The plan says so, and what runs is what it says."""
+    lstm = fused_lstm.LSTM(3, 5, proj_size=2, **extras)
+    assert ("specification" in fused_lstm.explain_plan(lstm, 4, 2)) is not by_kernel
+    with Operators() as seen:
+        lstm(torch.randn(4, 2, 3))
+    assert ("marked_forward" in seen.names) is by_kernel
 
 
 def test_lengths_with_pieces_of_two_directions_are_refused() -> None:

@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from cases import GRADIENT_TOLERANCE, OUTPUT_TOLERANCE, Case, error, modules
+from cases import GRADIENT_TOLERANCE, OUTPUT_TOLERANCE, Case, Operators, error, modules
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import fused_lstm
 from fused_lstm import reference
@@ -249,19 +248,6 @@ def test_unbatched_input() -> None:
     assert torch.equal(cells, own[0])
     assert torch.equal(h_n, h[:, 0])
     assert torch.equal(c_n, c[:, 0])
-
-
-class Operators(TorchDispatchMode):
-    """Records which of our operators run."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.namespace == "fused_lstm":
-            self.names.append(func._opname)
-        return func(*args, **(kwargs or {}))
 
 
 def test_a_call_without_options_is_what_it_was() -> None:

@@ -13,10 +13,9 @@ from typing import Any
 
 import pytest
 import torch
-from cases import GRADIENT_TOLERANCE, OUTPUT_TOLERANCE, Case, error
+from cases import GRADIENT_TOLERANCE, OUTPUT_TOLERANCE, Case, Operators, error
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import fused_lstm
 from fused_lstm import VariantLSTM, reference
@@ -177,19 +176,6 @@ def test_without_a_variant_it_is_nn_lstm(options: dict[str, Any]) -> None:
     leaves = inputs(case, torch.float64)
     y, _ = theirs(leaves[0], tuple(leaves[1:]))
     assert error(call(m, leaves)[0], y) < OUTPUT_TOLERANCE[torch.float64]
-
-
-class Operators(TorchDispatchMode):
-    """Records which of our operators run."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.namespace == "fused_lstm":
-            self.names.append(func._opname)
-        return func(*args, **(kwargs or {}))
 
 
 def test_the_kernel_computes() -> None:

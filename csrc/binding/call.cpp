@@ -8,17 +8,6 @@ namespace {
 
 const Tensor* pointer(const OptionalTensor& tensor) { return tensor ? &*tensor : nullptr; }
 
-// Whether the elements lie side by side in the order of the dimensions, or there are none.
-bool is_dense(const View& v) {
-  int64_t stride = 1;
-  bool dense = true;
-  for (int64_t k = v.dim; k-- > 0;) {
-    dense = dense && (v.sizes[k] <= 1 || v.strides[k] == stride);
-    stride *= v.sizes[k];
-  }
-  return dense || stride == 0;
-}
-
 }  // namespace
 
 WeightArguments direction0(const Tensor& w_ih, const Tensor& w_hh, const OptionalTensor& b_ih,
@@ -39,7 +28,7 @@ WeightArguments direction1(const OptionalTensor& w_ih, const OptionalTensor& w_h
 Call::Call(const Place& place, const Tensor& x, const OptionalTensor& batch_sizes,
            const OptionalTensor& h0, const OptionalTensor& c0,
            const WeightArguments& forward_weights, const WeightArguments& reverse_weights)
-    : place_(place) {
+    : Arguments(place) {
   const View x_view = look("x", x);
   dtype_ = x_view.dtype;
   const std::optional<DType> dtype = kernel_dtype(dtype_);
@@ -60,7 +49,7 @@ Call::Call(const Place& place, const Tensor& x, const OptionalTensor& batch_size
            const OptionalTensor& h0, const OptionalTensor& c0, int64_t hidden_size,
            const FrozenArguments& forward_weights, const FrozenArguments& reverse_weights,
            Frozen* frozen)
-    : place_(place) {
+    : Arguments(place) {
   const View x_view = look("x", x);
   dtype_ = x_view.dtype;
   if (kernel_dtype(dtype_) != DType::kFloat32) reject("x", "dtype float32", dtype_name(dtype_));
@@ -108,11 +97,6 @@ void Call::set_zoneout(const OptionalTensor& keep, double h, double c) {
   expect_dtype(v, torch_uint8());
   expect_sizes(v, "[T, B, D*H]", {problem_.T, problem_.B, problem_.D * problem_.H});
   problem_.zoneout.keep = bytes(v);
-}
-
-// The bytes of a tensor side by side, in the order of its dimensions.
-const uint8_t* Call::bytes(const View& v) {
-  return static_cast<const uint8_t*>(is_dense(v) ? read_data(*v.tensor) : copied(v));
 }
 
 Tensor Call::new_cells(bool wanted, Outputs* out) {
@@ -208,19 +192,6 @@ BackwardResult Call::new_gradients(int64_t needs, Gradients* g) const {
   };
 }
 
-const void* Call::aligned_reserve(const Tensor& reserve, size_t bytes, uintptr_t alignment) {
-  const View v = look("reserve", reserve);
-  expect_dtype(v, torch_uint8());
-  expect_sizes(v, "[bytes]", {static_cast<int64_t>(bytes)});
-  if (v.strides[0] != 1 && bytes > 1) reject("reserve", "stride 1", std::to_string(v.strides[0]));
-  const void* const data = read_data(reserve);
-  return reinterpret_cast<uintptr_t>(data) % alignment == 0 ? data : copied(v);
-}
-
-View Call::look(const char* name, const Tensor& tensor) const {
-  return view(name, tensor, place_.device());
-}
-
 void Call::set_weight_sizes(const WeightArguments& weights) {
   const View w_ih = look(weights.w_ih_name, *weights.w_ih);
   if (w_ih.dim != 2 || w_ih.sizes[0] < 4 || w_ih.sizes[0] % 4 != 0 || w_ih.sizes[1] < 1) {
@@ -279,7 +250,7 @@ void Call::set_rows(const View& x, const OptionalTensor& batch_sizes) {
 }
 
 void Call::set_states(const View& x, const OptionalTensor& h0, const OptionalTensor& c0) {
-  problem_.x = rows(x, problem_.I, &problem_.x_t, &problem_.x_b);
+  problem_.x = rows(x, &problem_.x_t, &problem_.x_b);
   const int64_t D = problem_.D, B = problem_.B, H = problem_.H, P = problem_.P;
   problem_.h0 = contiguous("h0", h0, "[D, B, P]", {D, B, P});
   problem_.c0 = contiguous("c0", c0, "[D, B, H]", {D, B, H});
@@ -376,20 +347,6 @@ Tensor Call::new_rows(int64_t size) const {
   return rows;
 }
 
-// A tensor with one row of `size` features per row of x: its data and strides. A copy is made only
-// when the features do not lie side by side.
-const void* Call::rows(const View& v, int64_t size, int64_t* t_stride, int64_t* b_stride) {
-  const int64_t last = v.dim - 1;
-  if (v.strides[last] == 1 || size == 1) {
-    *t_stride = packed_ ? 0 : v.strides[0];
-    *b_stride = v.strides[last - 1];
-    return read_data(*v.tensor);
-  }
-  *t_stride = packed_ ? 0 : problem_.B * size;
-  *b_stride = size;
-  return copied(v);
-}
-
 const void* Call::sequence(const char* name, const Tensor& tensor, const char* letters,
                            int64_t size, int64_t* t_stride, int64_t* b_stride) {
   const View v = look(name, tensor);
@@ -399,26 +356,7 @@ const void* Call::sequence(const char* name, const Tensor& tensor, const char* l
   } else {
     expect_sizes(v, letters, {problem_.T, problem_.B, size});
   }
-  return rows(v, size, t_stride, b_stride);
-}
-
-// The data of a tensor of exactly these sizes, contiguous; null when there is none.
-const void* Call::contiguous(const char* name, const OptionalTensor& tensor, const char* letters,
-                             Sizes sizes) {
-  return tensor ? contiguous(name, *tensor, letters, sizes) : nullptr;
-}
-
-const void* Call::contiguous(const char* name, const Tensor& tensor, const char* letters,
-                             Sizes sizes) {
-  const View v = look(name, tensor);
-  expect_dtype(v, dtype_);
-  expect_sizes(v, letters, sizes);
-  return is_dense(v) ? read_data(tensor) : copied(v);
-}
-
-const void* Call::copied(const View& v) {
-  copies_.push_back(place_.contiguous_copy(v));
-  return read_data(copies_.back());
+  return rows(v, t_stride, b_stride);
 }
 
 void check_status(Status status, const char* op, const std::string& reason) {

@@ -11,7 +11,7 @@
 
 #include "../kernels/frozen.h"
 #include "../kernels/lstm.h"
-#include "place.h"
+#include "arguments.h"
 
 namespace fused_lstm {
 
@@ -48,7 +48,7 @@ using BackwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor
 
 // The checked arguments that forward and backward share, as the Problem they make, together with
 // the contiguous copies its pointers may point into. The place must outlive it.
-class Call {
+class Call : public Arguments {
  public:
   Call(const Place& place, const Tensor& x, const OptionalTensor& batch_sizes,
        const OptionalTensor& h0, const OptionalTensor& c0, const WeightArguments& forward_weights,
@@ -82,14 +82,9 @@ class Call {
   // where they lie. Another is [0] and its pointer stays null. With B = 0 they are zeros.
   BackwardResult new_gradients(int64_t needs, Gradients* g) const;
 
-  // Checks the reserve that forward made and returns its bytes, aligned as forward wrote them: a
-  // saved-tensor hook may have moved them to memory with less alignment, and then they are copied.
-  const void* aligned_reserve(const Tensor& reserve, size_t bytes, uintptr_t alignment);
-
  private:
   class Results;
 
-  View look(const char* name, const Tensor& tensor) const;
   void set_weight_sizes(const WeightArguments& weights);
   void set_frozen_sizes(int64_t hidden_size, const FrozenArguments& weights, Frozen* frozen);
   void set_rows(const View& x, const OptionalTensor& batch_sizes);
@@ -101,21 +96,11 @@ class Call {
   void set_marks(const OptionalTensor& marks);
   void set_zoneout(const OptionalTensor& keep, double h, double c);
   Tensor new_rows(int64_t size) const;
-  const uint8_t* bytes(const View& v);
-  const void* rows(const View& v, int64_t size, int64_t* t_stride, int64_t* b_stride);
   const void* sequence(const char* name, const Tensor& tensor, const char* letters, int64_t size,
                        int64_t* t_stride, int64_t* b_stride);
-  const void* contiguous(const char* name, const OptionalTensor& tensor, const char* letters,
-                         Sizes sizes);
-  const void* contiguous(const char* name, const Tensor& tensor, const char* letters, Sizes sizes);
-  const void* copied(const View& v);
-
-  const Place& place_;
   Problem problem_;
-  int32_t dtype_ = 0;
   int64_t N_ = 0;
   bool packed_ = false;
-  std::vector<Tensor> copies_;
   std::vector<int64_t> batch_sizes_;  // a copy of counts that do not lie side by side
 };
 

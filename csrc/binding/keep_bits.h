@@ -1,6 +1,8 @@
 // The arguments of the operator keep_bits, checked: what it does alike on every device.
 #pragma once
 
+#include <utility>
+
 #include "stable.h"
 
 namespace fused_lstm {
@@ -22,8 +24,8 @@ inline KeepBits checked_bits(const Tensor& seed, int64_t stream, int64_t T, int6
              std::to_string(size.value));
     }
   }
-  for (const double p : {h, c}) {
-    if (!(p >= 0 && p <= 1)) reject("h or c", "a probability from 0 to 1", std::to_string(p));
+  for (const auto& [name, p] : {std::pair("h", h), std::pair("c", c)}) {
+    if (!(p >= 0 && p <= 1)) reject(name, "a probability from 0 to 1", std::to_string(p));
   }
   KeepBits bits;
   bits.key = *static_cast<const uint64_t*>(read_data(seed));

@@ -1,4 +1,5 @@
 // The operator that draws zoneout's and dropout's masks, on the CPU.
+#include "call.h"
 #include "keep_bits.h"
 #include "place_cpu.h"
 #include "runtime.h"
@@ -14,8 +15,9 @@ Tensor keep_bits(const Tensor& like, const Tensor& seed, int64_t stream, int64_t
   Tensor keep = place.empty({T, B, U}, torch_uint8());
   bits.keep = static_cast<uint8_t*>(write_data(keep));
   if (B == 0) return keep;
-  cpu::keep_bits(bits, runtime::parallel());
+  const Status status = cpu::keep_bits(bits, runtime::parallel());
   runtime::check_parallel();
+  check_status(status, "keep_bits", "");
   return keep;
 }
 

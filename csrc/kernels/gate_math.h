@@ -106,7 +106,7 @@ FUSED_LSTM_CELL void variant_state(Gates<Number>& z, const Number& c_prev,
     z.f = sigmoid(z.f);
   }
   z.g = tanh(z.g);
-  c = fma(z.f, c_prev, z.i * z.g);
+  c = cell_state(z, c_prev);
   if (v.clips_cell) c = clipped(c, v.cell_clip);
   if (v.peepholes) z.o = fma(v.p_o, c, z.o);
   z.o = sigmoid(z.o);
@@ -140,7 +140,7 @@ FUSED_LSTM_CELL Gates<Number> variant_state_backward(const Gates<Number>& gate,
   Gates<Number> dz;
   dz.o = dz_o;
   if (v.peepholes) dc = fma(v.p_o, dz_o, dc);
-  if (v.clips_cell) dc = within(fma(gate.f, c_prev, gate.i * gate.g), v.cell_clip, dc);
+  if (v.clips_cell) dc = within(cell_state(gate, c_prev), v.cell_clip, dc);
   const Number dc_i = dc * gate.i;
   dz.g = dc_i * one_minus_square(gate.g);
   if (v.coupled) {

@@ -364,8 +364,8 @@ MUTANTS += [
     Mutant(
         "factors: not on the gradient of h",
         "cpu/marks.h",
-        "dh = dh * load_as(Tag<E>{}, factors, static_cast<int>(min64(W, q_.P - v * W)));",
-        "(void)factors;",
+        "if (factors) dh = dh * load_as(Tag<E>{}, factors + v * W, units);",
+        "(void)factors, (void)units;",
         "test_marks",
     ),
     Mutant(

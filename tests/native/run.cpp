@@ -133,3 +133,10 @@ void** gradient_slot(fused_lstm::Gradients& gradients, int k) {
 bool same_bytes(const std::unique_ptr<Guarded>& a, const std::unique_ptr<Guarded>& b) {
   return a && b && a->bytes() == b->bytes() && std::memcmp(a->data(), b->data(), a->bytes()) == 0;
 }
+
+std::string difference(const BackwardRun& a, const BackwardRun& b) {
+  for (int k = 0; k < kGradients; ++k) {
+    if (a.gradients[k] && !same_bytes(a.gradients[k], b.gradients[k])) return kGradientNames[k];
+  }
+  return "";
+}

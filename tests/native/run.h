@@ -55,3 +55,5 @@ void** gradient_slot(fused_lstm::Gradients& gradients, int k);
 
 // False when either is null.
 bool same_bytes(const std::unique_ptr<Guarded>& a, const std::unique_ptr<Guarded>& b);
+// The first gradient whose bytes differ, or "".
+std::string difference(const BackwardRun& a, const BackwardRun& b);

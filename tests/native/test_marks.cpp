@@ -2,8 +2,7 @@
 // gates computed again): forward and backward against the reference over the shapes of the other
 // tests, against the plain kernel where an option changes nothing, and for marks that no caller
 // should pass but that must not leave memory.
-#include "run.h"
-#include "suite.h"
+#include "option_checks.h"
 
 using fused_lstm::Problem;
 using fused_lstm::Status;
@@ -66,75 +65,6 @@ void check(Suite& suite, const Case& c) {
         reference::backward(data.problem, data.incoming));
 }
 
-void make_plain(Case& c) { c.marks = c.cells = c.zoneout = c.h_factors = c.recompute = 0; }
-
-// Marks that are all 0 change no bit of any result; nor do units none of which keeps anything,
-// unless what zoneout finds of the cell again comes from gates that were rounded.
-void check_unmarked(Suite& suite, Case c) {
-  make_plain(c);
-  c.needs = 2047;
-  suite.begin(c);
-  Data data(c);
-  data.problem.cells = true;  // as marks do, keeps products off a matrix unit
-  const ForwardRun plain = run_forward(c, data, true, 0xff);
-  const BackwardRun plain_back = run_backward(c, data, plain, 0xff);
-  const std::vector<uint8_t> none(static_cast<size_t>(c.T * c.B), 0);
-  data.problem.marks = none.data();
-  const std::vector<uint8_t> no_unit(static_cast<size_t>(c.T * c.B * c.D * c.H), 0);
-  if (c.dtype < 2) data.problem.zoneout.keep = no_unit.data();
-  const ForwardRun marked = run_forward(c, data, true, 0xff);
-  const BackwardRun marked_back = run_backward(c, data, marked, 0xff);
-  suite.expect(same_bytes(plain.y, marked.y) && same_bytes(plain.h_n, marked.h_n) &&
-                   same_bytes(plain.c_n, marked.c_n),
-               "empty marks change what forward computes");
-  for (int k = 0; k < kGradients; ++k) {
-    suite.expect(
-        !plain_back.gradients[k] || same_bytes(plain_back.gradients[k], marked_back.gradients[k]),
-        std::string("empty marks change ") + kGradientNames[k]);
-  }
-  suite.end();
-}
-
-// Bytes at random: what comes out means nothing, but no memory is touched that is not the call's.
-void check_random_marks(Suite& suite, Case c) {
-  c.marks = 4;
-  suite.begin(c);
-  const Data data(c);
-  const ForwardRun inference = run_forward(c, data, false, 0xff);
-  const ForwardRun training = run_forward(c, data, true, 0xff);
-  const BackwardRun back = run_backward(c, data, training, 0xff);
-  suite.expect(inference.complaint.empty(), inference.complaint);
-  suite.expect(training.complaint.empty(), training.complaint);
-  suite.expect(back.complaint.empty(), back.complaint);
-  suite.end();
-}
-
-void check_refusals(Suite& suite) {
-  Case c;
-  c.T = 3, c.B = 2, c.I = 2, c.H = 4;
-  for (int packed = 0; packed < 2; ++packed) {
-    for (int only = 0; only < 5; ++only) {
-      Case refused = c;
-      refused.packed = packed;
-      refused.P = packed == 0 ? 2 : 0;
-      refused.marks = only == 0 ? 3 : 0;
-      refused.cells = only == 1;
-      refused.zoneout = only == 2 ? 1 : only == 3 ? 2 : 0;
-      refused.h_factors = only == 4;
-      suite.begin(refused);
-      const Status want = packed != 0 ? Status::kBadArgument : Status::kUnsupported;
-      const Data data(refused);
-      suite.expect(run_forward(refused, data, true, 0xff).status == want, "forward's status");
-      Case plain = refused;
-      make_plain(plain);
-      const Data allowed(plain);
-      const ForwardRun forward = run_forward(plain, allowed, true, 0xff);
-      suite.expect(run_backward(refused, data, forward, 0xff).status == want, "backward's status");
-      suite.end();
-    }
-  }
-}
-
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -153,16 +83,8 @@ int main(int argc, char** argv) {
     for (size_t k = 0; k < cases.size(); ++k) {
       Case c = cases[k];
       if ((static_cast<int64_t>(k) + dtype) % 2 == 0) continue;  // each shape with two dtypes
-      c.recompute = random.below(3) == 0;
-      const bool others = c.recompute == 0 || random.below(2) == 0;
-      if (others) {  // recompute alone goes with packed input and projections
-        c.packed = c.P = 0;
-        c.marks = random.below(4);
-        c.zoneout = random.below(6) < 3 ? 0 : 1 + random.below(2);
-        c.h_factors = random.below(4) == 0;
-        c.cells = random.below(2) == 0;
-        if (c.marks + c.zoneout + c.h_factors + c.recompute == 0) c.cells = 1;
-      }
+      draw_options(random, c);
+      const bool others = c.marks + c.zoneout + c.h_factors + c.cells > 0;
       if (dtype > 1 && c.H == 1) c.H = 3;  // one saved gate, rounded, is all of a gradient's size
       const Data data(c);
       const reference::Forward want = reference::forward(data.problem);

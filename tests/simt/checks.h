@@ -81,14 +81,6 @@ inline void compare_backward(Suite& suite, const Case& c, const Data& data,
   }
 }
 
-// The first gradient that differs in a bit, or "".
-inline std::string difference(const BackwardRun& a, const BackwardRun& b) {
-  for (int k = 0; k < kGradients; ++k) {
-    if (a.gradients[k] && !same_bytes(a.gradients[k], b.gradients[k])) return kGradientNames[k];
-  }
-  return "";
-}
-
 // schedules: how many more runs, each under another one and with other contents of the scratch.
 inline void check(Suite& suite, Case c, int64_t family, int schedules) {
   c.family = c.back_family = family;

@@ -716,8 +716,7 @@ class Backward {
       E* dst = side.z + (row0 + b) * kTile;
       const int64_t tile = chunk_rows_ * kTile;
       const S* source[2] = {x_row(x, t, b), h_before(d, t, b)};
-      const S* factors =
-          q_.h_factors ? static_cast<const S*>(q_.h_factors) + (d * q_.B + b) * q_.P : nullptr;
+      const S* factors = h_factors_of<S>(q_, d, b);
       int lane = 0;
       for (int part = 0; part < 2; ++part) {
         if (part == 0 ? side.dw_ih == nullptr : side.dw_hh == nullptr) continue;

@@ -10,12 +10,6 @@
 namespace fused_lstm {
 namespace cpu {
 
-// How a recurrence is shared out: rows in `tasks` blocks, over at most `threads` threads.
-struct RecurrencePlan {
-  int32_t threads = 1;
-  int64_t tasks = 1;
-};
-
 struct RecurrenceKernels {
   size_t (*forward_workspace)(const Recurrence&, const RecurrenceOutputs&, const RecurrencePlan&);
   void (*forward)(const Recurrence&, const RecurrenceOutputs&, const RecurrencePlan&,

@@ -44,6 +44,12 @@ struct Marks {
   bool never_runs(int64_t b) const { return on() && (data[b] & kMarkEnded) != 0; }
 };
 
+// What the gates multiply h of row b by, [P]; null: nothing.
+template <class S>
+const S* h_factors_of(const Problem& q, int32_t d, int64_t b) {
+  return q.h_factors ? static_cast<const S*>(q.h_factors) + (d * q.B + b) * q.P : nullptr;
+}
+
 // The shares of h and c that W units of one row keep.
 template <class E>
 struct Kept {
@@ -122,7 +128,7 @@ class ForwardMarks {
                : h0                        ? h0 + b * q_.P
                                            : nullptr,
                h + b * q_.P);
-        if (q_.h_factors) scale_h(d, b, h + b * q_.P);
+        if (q_.h_factors) scale_h(h_factors_of<S>(q_, d, b), h + b * q_.P);
       }
       for (int64_t p = p0; p < p1; ++p) {
         Vec<E> c = Vec<E>::set1(0);
@@ -223,8 +229,7 @@ class ForwardMarks {
       Kept<E>::mix(kept.c, Vec<E>::load(c_[d] + row), Vec<E>::load(c + row)).store(c + row);
     }
   }
-  void scale_h(int32_t d, int64_t b, A* h) const {
-    const S* factors = static_cast<const S*>(q_.h_factors) + (d * q_.B + b) * q_.P;
+  void scale_h(const S* factors, A* h) const {
     for (int64_t k = 0; k < q_.P; k += W) {
       const int count = static_cast<int>(min64(W, q_.P - k));
       const Vec<E> scaled = load_as(Tag<E>{}, h + k, count) * load_as(Tag<E>{}, factors + k, count);
@@ -365,12 +370,11 @@ class BackwardMarks {
 
  private:
   void complete(int32_t d, int64_t v0, int64_t v1, int64_t b, E* row) const {
+    const S* factors = h_factors_of<S>(q_, d, b);
     for (int64_t v = v0; v < v1; ++v, row += W) {
+      const int units = static_cast<int>(min64(W, q_.P - v * W));
       Vec<E> dh = Vec<E>::load(row);
-      if (q_.h_factors) {
-        const S* factors = static_cast<const S*>(q_.h_factors) + (d * q_.B + b) * q_.P + v * W;
-        dh = dh * load_as(Tag<E>{}, factors, static_cast<int>(min64(W, q_.P - v * W)));
-      }
+      if (factors) dh = dh * load_as(Tag<E>{}, factors + v * W, units);
       if (q_.zoneout.on()) dh = dh + Vec<E>::load(dh_kept(d, v, b));
       dh.store(row);
     }

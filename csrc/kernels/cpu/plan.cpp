@@ -17,16 +17,14 @@ constexpr int64_t kForwardChunkRows = 1024;
 constexpr int64_t kForwardNearRows = 384;  // where W_ih stays in L2, and projected gates should too
 constexpr int64_t kBackwardChunkRows = 512;
 constexpr int64_t kFrozenChunkRows = 256;
+// A recurrence's rows: their products stay in L2 between the product and the cells; a block of
+// fewer rows would read W_hh too often where it comes from farther away.
+constexpr int64_t kBlockBytes = 128 << 10;
+constexpr int64_t kLeastBlockRows = 24;
 // A tile is worth it with few of its rows in use; backward, whose dW pads every step's rows to
 // whole tiles, asks for more on average.
 constexpr int64_t kTileRows = 16;
 constexpr int64_t kMatrixRows = 2, kMatrixBackwardRows = 8;
-
-// Longer sums bear longer blocks: those of 512 in blocks of 128 are still twice as accurate as
-// nn.LSTM's.
-int64_t block_of(int64_t products) {
-  return products < 256 ? Plan{}.k_block : products < 512 ? 64 : 128;
-}
 
 // Rows that are reset or have ended move between steps, zoneout and factors change h there, cells
 // are copied, and a projection stands between two: none of it is there for tiles yet, nor are gates
@@ -61,6 +59,10 @@ void plan_threads(const Problem& problem, int64_t step_work, int64_t weight_byte
 }
 
 }  // namespace
+
+// Longer sums bear longer blocks: those of 512 in blocks of 128 are still twice as accurate as
+// nn.LSTM's.
+int64_t products_per_block(int64_t n) { return n < 256 ? Plan{}.k_block : n < 512 ? 64 : 128; }
 
 bool projects(const Problem& problem) {
   return problem.P != problem.H || problem.weights[0].w_hr != nullptr;
@@ -112,7 +114,7 @@ Plan plan_forward(const Problem& problem, bool training, int32_t threads, const 
         min_of(problem.T, max_of(1, (near ? kForwardNearRows : kForwardChunkRows) / problem.B));
   }
   const int64_t products = problem.P + (plan.fused ? problem.I : 0);
-  plan.k_block = block_of(products);
+  plan.k_block = products_per_block(products);
   const int64_t projection = projects(problem) ? problem.H * problem.P : 0;
   const int64_t step_work = problem.B * (4 * problem.H * products + projection);
   plan_threads(problem, step_work,
@@ -146,7 +148,7 @@ Plan plan_frozen(const Problem& problem, int32_t threads) {
   Plan plan;
   plan.split = Split::kUnits;
   plan.fused = false;
-  plan.k_block = block_of(problem.H);
+  plan.k_block = products_per_block(problem.H);
   plan.chunk_steps = min_of(problem.T, max_of(1, kFrozenChunkRows / problem.B));
   const int64_t step_work = problem.B * 4 * problem.H * problem.H;
   const int64_t call_work = total_rows(problem) * 4 * problem.H * (problem.I + problem.H);
@@ -155,6 +157,18 @@ Plan plan_frozen(const Problem& problem, int32_t threads) {
   if (call_work * problem.D < kCallWork) most = 1;
   most = min_of(most, problem.D * (step_work < kBarrierWork ? 1 : panels));
   plan.threads = static_cast<int32_t>(max_of(1, most));
+  return plan;
+}
+
+RecurrencePlan plan_recurrence(const Recurrence& q, int32_t threads) {
+  RecurrencePlan plan;
+  const bool small = q.T * q.B * q.gates * q.H * q.H < kCallWork;
+  plan.threads = small || threads < 1 ? 1 : threads;
+  const int64_t row_bytes = q.gates * q.H * (q.dtype == DType::kFloat64 ? 8 : 4);
+  const int64_t rows = max_of(kLeastBlockRows, kBlockBytes / row_bytes);
+  const int64_t blocks = (q.B + rows - 1) / rows;
+  const int64_t rounds = (blocks + plan.threads - 1) / plan.threads;
+  plan.tasks = min_of(q.B, rounds * plan.threads);  // as many for every thread
   return plan;
 }
 

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "../lstm.h"
+#include "../recurrence.h"
 
 namespace fused_lstm {
 namespace cpu {
@@ -47,6 +48,16 @@ Plan plan_forward(const Problem& problem, bool training, int32_t threads, const 
 Plan plan_backward(const Problem& problem, int32_t threads, const Facts& facts);
 // From frozen weights: threads, chunk_steps and k_block alone have a meaning.
 Plan plan_frozen(const Problem& problem, int32_t threads);
+
+// How a recurrence is shared out: rows in `tasks` blocks, over at most `threads` threads.
+struct RecurrencePlan {
+  int32_t threads = 1;
+  int64_t tasks = 1;
+};
+RecurrencePlan plan_recurrence(const Recurrence& recurrence, int32_t threads);
+
+// Products summed before they join the other blocks' sum, where a sum is of n.
+int64_t products_per_block(int64_t n);
 
 // Whether h = W_hr (o * tanh(c)), and not o * tanh(c) itself.
 bool projects(const Problem& problem);

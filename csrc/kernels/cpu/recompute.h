@@ -72,7 +72,7 @@ class Recompute {
         A* dst = rows_ + (steps.offset(t) - steps.offset(begin)) * (q_.I + q_.P);
         for (int64_t b = 0; b < steps.rows(t); ++b, dst += q_.I + q_.P) {
           copy(x(t, b), nullptr, q_.I, dst);
-          copy(h(t, b), factors(d, b), q_.P, dst + q_.I);
+          copy(h(t, b), h_factors_of<S>(q_, d, b), q_.P, dst + q_.I);
         }
       }
     });
@@ -95,9 +95,6 @@ class Recompute {
     S* gates = nullptr;    // [panel][chunk rows][4W]
   };
 
-  const S* factors(int32_t d, int64_t b) const {
-    return q_.h_factors ? static_cast<const S*>(q_.h_factors) + (d * q_.B + b) * q_.P : nullptr;
-  }
   static void copy(const S* from, const S* factors, int64_t n, A* to) {
     for (int64_t k = 0; k < n; k += W) {
       const int count = static_cast<int>(min64(W, n - k));
@@ -126,12 +123,16 @@ class Recompute {
       add<R>(sums, rows + I, w + x_rows * G, P, false);
 #pragma GCC unroll 1
       for (int r = 0; r < R; ++r) {
+        const auto z = [&](int gate) {
+          return Vec<E>::load(sums + r * G + gate * W) + Vec<E>::load(bias + gate * W);
+        };
+        Gates<Vec<E>> gate{z(0), z(1), z(2), z(3)};
+        activate(gate);
         S* out = gates + (first + r) * G;
-#pragma GCC unroll 4
-        for (int gate = 0; gate < 4; ++gate) {
-          const Vec<E> z = Vec<E>::load(sums + r * G + gate * W) + Vec<E>::load(bias + gate * W);
-          store_as(gate == 2 ? tanh(z) : sigmoid(z), out + gate * W);
-        }
+        store_as(gate.i, out);
+        store_as(gate.f, out + W);
+        store_as(gate.g, out + 2 * W);
+        store_as(gate.o, out + 3 * W);
       }
     }
     // sums = or += n features of each row times their rows of a panel, in blocks.

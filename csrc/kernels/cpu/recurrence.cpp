@@ -1,5 +1,4 @@
-// The entry points of the recurrence: checks, how rows are shared out, and the call of the kernels
-// of the instruction set that dispatch.cpp has chosen.
+// The entry points of the recurrence: checks, then the kernels of the active instruction set.
 #include "../recurrence.h"
 
 #include "kernels.h"
@@ -8,15 +7,6 @@ namespace fused_lstm {
 namespace cpu {
 namespace {
 
-// A row's products stay in L2 between the product and the cells; a block of fewer rows would read
-// W_hh too often where it comes from farther away.
-constexpr int64_t kBlockBytes = 128 << 10;
-constexpr int64_t kLeastRows = 24;
-// Below this many multiply-adds a call is not worth waking threads.
-constexpr int64_t kCallWork = 1'000'000;
-
-int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
-int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
 int64_t element_bytes(const Recurrence& q) { return q.dtype == DType::kFloat64 ? 8 : 4; }
 
 Status check(const Recurrence& q) {
@@ -27,18 +17,6 @@ Status check(const Recurrence& q) {
   if (q.ln_c == nullptr && q.ln_c_bias != nullptr) return Status::kBadArgument;
   if (!(q.cell_clip > 0) || !(q.hidden_clip > 0)) return Status::kBadArgument;
   return Status::kOk;
-}
-
-RecurrencePlan plan_of(const Recurrence& q, int32_t threads) {
-  RecurrencePlan plan;
-  const bool small = q.T * q.B * q.gates * q.H * q.H < kCallWork;
-  plan.threads = small || threads < 1 ? 1 : threads;
-  const int64_t row_bytes = q.gates * q.H * element_bytes(q);
-  const int64_t rows = max_of(kLeastRows, kBlockBytes / row_bytes);
-  const int64_t blocks = (q.B + rows - 1) / rows;
-  const int64_t rounds = (blocks + plan.threads - 1) / plan.threads;
-  plan.tasks = min_of(q.B, rounds * plan.threads);  // as many for every thread
-  return plan;
 }
 
 }  // namespace
@@ -54,12 +32,13 @@ size_t recurrence_forward_workspace_bytes(const Recurrence& q, bool training, in
   static char somewhere;  // the size does not depend on where the reserve is
   RecurrenceOutputs outputs;
   outputs.reserve = training ? &somewhere : nullptr;
-  return active_kernels(q.dtype).recurrence.forward_workspace(q, outputs, plan_of(q, threads));
+  return active_kernels(q.dtype).recurrence.forward_workspace(q, outputs,
+                                                              plan_recurrence(q, threads));
 }
 
 size_t recurrence_backward_workspace_bytes(const Recurrence& q, int32_t threads) {
   return active_kernels(q.dtype).recurrence.backward_workspace(q, RecurrenceGradients{},
-                                                               plan_of(q, threads));
+                                                               plan_recurrence(q, threads));
 }
 
 Status recurrence_forward(const Recurrence& q, const RecurrenceOutputs& outputs, void* workspace,
@@ -70,7 +49,7 @@ Status recurrence_forward(const Recurrence& q, const RecurrenceOutputs& outputs,
       workspace == nullptr) {
     return Status::kBadArgument;
   }
-  const RecurrencePlan plan = plan_of(q, parallel.threads);
+  const RecurrencePlan plan = plan_recurrence(q, parallel.threads);
   const RecurrenceKernels& kernels = active_kernels(q.dtype).recurrence;
   if (kernels.forward_workspace(q, outputs, plan) > workspace_bytes) {
     return Status::kWorkspaceTooSmall;
@@ -88,7 +67,7 @@ Status recurrence_backward(const Recurrence& q, const RecurrenceGradients& gradi
       workspace == nullptr) {
     return Status::kBadArgument;
   }
-  const RecurrencePlan plan = plan_of(q, parallel.threads);
+  const RecurrencePlan plan = plan_recurrence(q, parallel.threads);
   const RecurrenceKernels& kernels = active_kernels(q.dtype).recurrence;
   if (kernels.backward_workspace(q, gradients, plan) > workspace_bytes) {
     return Status::kWorkspaceTooSmall;

@@ -135,7 +135,7 @@ class RecurrenceBackward {
                                dh_ + b0 * dh_row_ + v0 * W,
                                dh_row_,
                                false};
-      multiply(product, b1 - b0, nv, block_of_products(G * q_.H));
+      multiply(product, b1 - b0, nv, products_per_block(G * q_.H));
     }
   }
 

@@ -92,7 +92,7 @@ class RecurrenceForward {
     for (int64_t p = 0; p < panels_; ++p) {
       const Product<E> product{
           h, q_.H, 1, weights_ + p * q_.H * kGroup, kGroup, q_.H, z + p * kGroup, z_row_, false};
-      multiply_vectors<G>(product, b1 - b0, block_of_products(q_.H));
+      multiply_vectors<G>(product, b1 - b0, products_per_block(q_.H));
     }
   }
 

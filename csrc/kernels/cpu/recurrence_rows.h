@@ -138,6 +138,3 @@ FL_INLINE void moments(const E* x, int64_t H, E& mean, E& scale) {
   const E variance = sum((total[0] + total[1]) + (total[2] + total[3])) / count;
   scale = 1 / square_root(variance + static_cast<E>(kLayerNormEpsilon));
 }
-
-// Products summed before they join the others' sum, of n: as in plan.cpp.
-inline int64_t block_of_products(int64_t n) { return n >= 512 ? 128 : n >= 256 ? 64 : 48; }
