@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # What depends on torch: the rest of the suite tests kernels, training, tools or the source tree.
 TESTS = (
     "module forward gradients packed errors weights_change autocast higher_order transforms "
-    "binding func opcheck convert export compile options options_tools extras"
+    "binding func opcheck convert export compile options options_tools extras variants frozen"
 )
 # Failures that are torch's own, and why we think so.
 DECOMPOSED = (
