@@ -182,9 +182,11 @@ $(TORCH_STAMP): $(SETTINGS)
 	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) 'torch==$(TORCH)' torchvision
 	@touch $@
 
+# For this machine's GPUs, and without CUDA where it has none: all GPUs take many minutes.
 $(PACKAGE_STAMP): $(TORCH_STAMP) pyproject.toml setup.py tools/cuda_build.py fused_lstm/__init__.py $(CSRC)
 	@echo "compiling the extension"
-	PATH="$(abspath $(BIN)):$$PATH" $(PIP) --no-build-isolation --editable '.[train]'
+	PATH="$(abspath $(BIN)):$$PATH" env $$($(PYTHON) tools/cuda_build.py --here) \
+	    $(PIP) --no-build-isolation --editable '.[train]'
 	@touch $@
 
 # What the tools need beyond that; order-only, so that a change in csrc/ does not ask pip again.

@@ -110,6 +110,31 @@ def script(path: Path, text: str) -> None:
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
 
 
+@pytest.mark.parametrize(
+    ("capabilities", "setting"),
+    [
+        ("9.0\n9.0", "FUSED_LSTM_ARCHS=9.0a"),
+        ("8.7\n12.0", "FUSED_LSTM_ARCHS=8.7,12.0"),
+        ("6.1\n7.5", "FUSED_LSTM_ARCHS=7.5"),
+        ("6.1", "FUSED_LSTM_CUDA=0"),
+        ("NVIDIA-SMI has failed", "FUSED_LSTM_CUDA=0"),
+    ],
+)
+def test_a_clone_builds_for_the_gpus_that_are_here(
+    capabilities: str, setting: str, tmp_path: Path
+) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\necho '{capabilities}'\n")
+    tool.chmod(0o755)
+    here = {"PATH": str(tmp_path)}
+    assert cuda_build.settings_for_here(here) == setting
+    for name, value in (("FUSED_LSTM_CUDA", "1"), ("FUSED_LSTM_ARCHS", "8.0")):
+        assert cuda_build.settings_for_here({**here, name: value}) == ""
+    assert cuda_build.settings_for_here({"PATH": ""}) == "FUSED_LSTM_CUDA=0"
+    decided = decide(**dict([setting.split("=")]))
+    assert (decided.toolkit is None) == (setting == "FUSED_LSTM_CUDA=0")
+
+
 def test_toolkit_is_found_by_its_headers(tmp_path: Path) -> None:
     home = tmp_path / "cuda-12.9"
     said = 'case "$1" in --version) echo "release 12.9, V1";; *) echo "sm_75\nsm_90";; esac'

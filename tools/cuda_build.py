@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -134,6 +135,29 @@ def _number(arch: str) -> int:
     return 10 * int(match["major"]) + int(match["minor"])
 
 
+def settings_for_here(environment: Mapping[str, str]) -> str:
+    """What to set so that a build serves this machine alone: its GPUs, or none.
+
+    As `NAME=value`; empty where something is set already.
+    """
+    if any(environment.get(name) for name in ("FUSED_LSTM_CUDA", "FUSED_LSTM_ARCHS")):
+        return ""
+    nvidia_smi = shutil.which("nvidia-smi", path=environment.get("PATH"))
+    said = (
+        _output(nvidia_smi, "--query-gpu=compute_cap", "--format=csv,noheader")
+        if nvidia_smi
+        else ""
+    )
+    present = {
+        int(major + minor) for major, minor in re.findall(r"^(\d+)\.(\d)$", said, re.MULTILINE)
+    }
+    if not any(number >= OLDEST_ARCH for number in present):
+        return "FUSED_LSTM_CUDA=0"
+    names = {_number(arch): arch.removesuffix("+PTX") for arch in DEFAULT_ARCHS.split(";")}
+    archs = [names.get(n, f"{n // 10}.{n % 10}") for n in sorted(present) if n >= OLDEST_ARCH]
+    return f"FUSED_LSTM_ARCHS={','.join(archs)}"
+
+
 def gencode(arch: str) -> list[str]:
     """The flags of nvcc for one architecture."""
     match = ARCH.fullmatch(arch)
@@ -227,7 +251,10 @@ def make_stub(folder: Path) -> Path:
     return folder
 
 
-if __name__ == "__main__":  # whether there is a toolkit, for .ci/run
+if __name__ == "__main__":  # for the Makefile, and whether there is a toolkit for .ci/run
+    if sys.argv[1:] == ["--here"]:
+        print(settings_for_here(os.environ))
+        raise SystemExit(0)
     found = find_toolkit(os.environ)
     print(f"CUDA toolkit: {found.home if found else 'none'}")
     raise SystemExit(0 if found else 1)

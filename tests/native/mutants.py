@@ -369,10 +369,17 @@ MUTANTS += [
         "test_marks",
     ),
     Mutant(
+        "features of dW: a whole tile from the middle of one on",
+        "cpu/backward.h",
+        "if (lane == 0 && n - k >= kTile && source && !factors) {",
+        "if (n - k >= kTile && source && !factors) {",
+        "test_backward",
+    ),
+    Mutant(
         "factors: dW_hh from h as it is",
         "cpu/backward.h",
-        "if (part == 1 && factors) dst[lane] *= static_cast<E>(to_float(factors[k]));",
-        "",
+        "at[lane] = factor ? value * static_cast<E>(to_float(*factor)) : value;",
+        "at[lane] = value, (void)factor;",
         "test_marks",
     ),
     Mutant(

@@ -18,8 +18,10 @@ class Backward {
         plan_(plan),
         panels_(ceil_div(problem.H, W)),
         chunk_rows_(min64(plan.chunk_steps, problem.T) * problem.B),
-        // Rows of different panels that are used together must not fall into the same cache sets.
+        // Rows of different panels, or tiles, that are used together must not fall into the same
+        // cache sets.
         panel_stride_((chunk_rows_ + kTile) * G),
+        tile_stride_(chunk_rows_ * kTile + static_cast<int64_t>(64 / sizeof(E))),
         state_columns_(problem.P, plan.split == Split::kUnits ? plan.threads / problem.D : 1),
         input_columns_(problem.I, 1),
         projection_(problem, gradients, plan_),
@@ -47,7 +49,7 @@ class Backward {
       if (!plan.dot && !plan.matrix) {
         side.w_hh = carver.take<E>(panels_ * G * state_columns_.vectors * W);
         if (g_.dx) side.w_ih = carver.take<E>(panels_ * G * input_columns_.vectors * W);
-        side.z = carver.take<E>(side.features * chunk_rows_);
+        side.z = carver.take<E>(side.features / kTile * tile_stride_);
       }
       if (!plan.dot) {
         side.dw = carver.take<E>(side.features * (one_chunk() ? writers() : panels_) * G);
@@ -129,7 +131,7 @@ class Backward {
     int64_t h_row;             // h's first row in a panel of dw
     E* w_hh = nullptr;         // column blocks of W_hh
     E* w_ih = nullptr;         // column blocks of W_ih, for dx
-    E* z = nullptr;            // [feature tile][chunk rows][kTile]: x and h_{t-1} of the chunk
+    E* z = nullptr;            // [feature tile][chunk rows][kTile], padded: x, h_{t-1} of the chunk
     E* dw = nullptr;           // [panel][features][4W]; a panel per writer when there is one chunk
     E* dz = nullptr;           // dgates of the chunk: [panel][chunk rows][4W], panels padded apart
     E* dz_later = nullptr;     // [panel][B][4W]: dgates of the step after the chunk
@@ -138,6 +140,37 @@ class Backward {
     Reserve<S, E> reserve{nullptr, nullptr, 0};
   };
   enum Pointwise { kPlain, kProjected, kZoned };
+
+  // One row of z, as it is written: a feature after the other, kTile of them in each tile.
+  struct FeatureRow {
+    E* at;
+    int64_t tile_stride;
+    int lane = 0;
+
+    // n features, multiplied by factors where there are any; zeros where there is no source.
+    void append(const S* source, const S* factors, int64_t n) {
+      for (int64_t k = 0; k < n;) {
+        if (lane == 0 && n - k >= kTile && source && !factors) {
+#pragma GCC unroll 8
+          for (int j = 0; j < kTile; ++j) at[j] = static_cast<E>(to_float(source[k + j]));
+          at += tile_stride;
+          k += kTile;
+          continue;
+        }
+        put(source ? static_cast<E>(to_float(source[k])) : E(0), factors ? factors + k : nullptr);
+        ++k;
+      }
+    }
+    void fill() {
+      while (lane > 0) put(0, nullptr);
+    }
+    void put(E value, const S* factor) {
+      at[lane] = factor ? value * static_cast<E>(to_float(*factor)) : value;
+      if (++lane < kTile) return;
+      lane = 0;
+      at += tile_stride;
+    }
+  };
 
   struct Part {
     E* sums;      // [rows][up to 4W]
@@ -713,26 +746,10 @@ class Backward {
     const Sequence<const S> x(static_cast<const S*>(q_.x), q_.x_t, q_.x_b, steps_);
     const int64_t row0 = steps_.offset(t) - steps_.offset(chunk);
     for (int64_t b = 0; b < steps_.rows(t); ++b) {
-      E* dst = side.z + (row0 + b) * kTile;
-      const int64_t tile = chunk_rows_ * kTile;
-      const S* source[2] = {x_row(x, t, b), h_before(d, t, b)};
-      const S* factors = h_factors_of<S>(q_, d, b);
-      int lane = 0;
-      for (int part = 0; part < 2; ++part) {
-        if (part == 0 ? side.dw_ih == nullptr : side.dw_hh == nullptr) continue;
-        const int64_t n = part == 0 ? q_.I : q_.P;
-        for (int64_t k = 0; k < n; ++k) {
-          dst[lane] = source[part] ? static_cast<E>(to_float(source[part][k])) : E(0);
-          if (part == 1 && factors) dst[lane] *= static_cast<E>(to_float(factors[k]));
-          if (++lane == kTile) {
-            lane = 0;
-            dst += tile;
-          }
-        }
-      }
-      if (lane > 0) {
-        for (; lane < kTile; ++lane) dst[lane] = 0;
-      }
+      FeatureRow row{side.z + (row0 + b) * kTile, tile_stride_};
+      if (side.dw_ih) row.append(x_row(x, t, b), nullptr, q_.I);
+      if (side.dw_hh) row.append(h_before(d, t, b), h_factors_of<S>(q_, d, b), q_.P);
+      row.fill();
     }
   }
   void accumulate_panel(int32_t d, int64_t p, int64_t rows, bool fresh, E* panel) const {
@@ -745,7 +762,7 @@ class Backward {
       for (int64_t f = 0; f < side.features; f += kTile) {
         Tile<E, kTile, 4> tile;
         tile.zero();
-        tile.accumulate(side.z + f * chunk_rows_ + r0 * kTile, 1, kTile, dz, G, r1 - r0);
+        tile.accumulate(side.z + f / kTile * tile_stride_ + r0 * kTile, 1, kTile, dz, G, r1 - r0);
         E* out = panel + f * G;
         if (fresh && k == 0) {
           tile.store(out, G);
@@ -885,7 +902,7 @@ class Backward {
   const Problem& q_;
   const Gradients& g_;
   const Plan plan_;
-  const int64_t panels_, chunk_rows_, panel_stride_;
+  const int64_t panels_, chunk_rows_, panel_stride_, tile_stride_;
   const Columns state_columns_, input_columns_;
   BackwardProjection<S, E> projection_;
   BackwardMarks<S, E> marks_;
