@@ -299,7 +299,7 @@ def _must_use_torch(
 ) -> bool:
     """True when PyTorch's own LSTM has to compute this call."""
     if torch.compiler.is_compiling():
-        if torch.compiler.is_exporting() and not export.holds_fused(1 if is_cell else x.shape[0]):
+        if export.is_exporting() and not export.holds_fused(1 if is_cell else x.shape[0]):
             return True  # the graph must also run where fused_lstm is not installed
     elif torch._C._is_tracing():
         return True  # likewise

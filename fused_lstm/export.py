@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["export_mode", "holds_fused"]
+__all__ = ["export_mode", "holds_fused", "is_exporting"]
 
 MODES = ("auto", "torch", "fused")
 _mode = "auto"
@@ -37,6 +37,12 @@ def export_mode(mode: str) -> Iterator[None]:
         yield
     finally:
         _mode = before
+
+
+def is_exporting() -> bool:
+    """torch.compiler.is_exporting(), which Dynamo takes for true in torch.compile before 2.13."""
+    flag: bool | None = getattr(torch.compiler, "_is_exporting_flag", None)
+    return torch.compiler.is_exporting() if flag is None else flag
 
 
 def holds_fused(steps: Any) -> bool:

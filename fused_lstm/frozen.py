@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from . import _extension, dispatch, ops
+from . import _extension, dispatch, export, ops
 
 __all__ = ["Frozen", "WatchedParameter", "freeze", "thaw"]
 
@@ -88,7 +88,7 @@ class Frozen:
         Raises:
             RuntimeError: saying what, and how to thaw.
         """
-        if torch._C._is_tracing() or torch.compiler.is_exporting():
+        if torch._C._is_tracing() or export.is_exporting():
             self._refuse("tracing or export", "a graph cannot notice that weights changed")
         if dispatch._transforms():
             self._refuse("a transform of torch.func", "it has no derivative and no rule for vmap")

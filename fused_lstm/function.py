@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _extension, batching, ops, reference
+from . import _extension, batching, export, ops, reference
 
 __all__ = [
     "LstmLayer",
@@ -256,7 +256,7 @@ def lstm_layer(
         if not torch.compiler.is_compiling() and _extension.autotunes:
             _tune(x, batch_sizes, h0, c0, weights, tf32)
     # An exported graph holds the operator alone, which knows no derivative: it is for inference.
-    if torch.is_grad_enabled() and not torch.compiler.is_exporting():
+    if torch.is_grad_enabled() and not export.is_exporting():
         for t in (x, h0, c0, *weights):
             if t is not None and t.requires_grad:
                 apply = LstmLayer.apply if torch.compiler.is_compiling() else _apply

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import batching, ops, reference
+from . import batching, export, ops, reference
 from .function import needs_mask, second_gradients, spread, tf32_allowed, without_autocast
 
 __all__ = ["MarkedLayer", "MarkedLayerBackward", "Results", "marked_layer", "reference_layer"]
@@ -113,7 +113,7 @@ def marked_layer(
     Returns y [T, B, D*H], h_n and c_n [D, B, H], and cells [T, B, D*H], or [0] where not wanted.
     """
     tf32 = not x.is_cpu and tf32_allowed()
-    if torch.is_grad_enabled() and not torch.compiler.is_exporting():
+    if torch.is_grad_enabled() and not export.is_exporting():
         for t in (x, h0, c0, *weights_options[: ops.WEIGHT_SLOTS]):
             if t is not None and t.requires_grad:
                 apply: Callable[..., Any] = MarkedLayer.apply

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import batching, ops, reference
+from . import batching, export, ops, reference
 from .function import second_gradients, without_autocast
 
 __all__ = ["Options", "Recurrence", "RecurrenceBackward", "recurrence"]
@@ -114,7 +114,7 @@ def recurrence(*tensors_options: Any) -> tuple[Tensor, Tensor, Tensor]:
     asked for.
     """
     *tensors, options = tensors_options
-    if torch.is_grad_enabled() and not torch.compiler.is_exporting():
+    if torch.is_grad_enabled() and not export.is_exporting():
         for t in tensors:
             if t is not None and t.requires_grad:
                 apply: Callable[..., Any] = Recurrence.apply
