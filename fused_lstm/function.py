@@ -200,7 +200,8 @@ def gradients(
 
 def without_autocast(x: Tensor) -> contextlib.AbstractContextManager[Any]:
     """Keeps autocast from the products inside; some devices (meta) have none to begin with."""
-    if torch.amp.is_autocast_available(x.device.type):
+    # Asked first, for Dynamo of torch 2.11 does not know the second question.
+    if torch._C._is_any_autocast_enabled() and torch.amp.is_autocast_available(x.device.type):
         return torch.autocast(x.device.type, enabled=False)
     return contextlib.nullcontext()
 

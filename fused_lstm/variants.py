@@ -7,7 +7,6 @@ torch.func, graphs that must run without this package) step by step by `referenc
 
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -209,7 +208,7 @@ class VariantLSTM(nn.Module):
         computed = torch.float32 if stored in (torch.bfloat16, torch.float16) else stored
         by_kernel = x.is_cpu and not dispatch._transforms()
         by_kernel = by_kernel and not dispatch._must_use_torch(x, hx, list(self.parameters()))
-        with without_autocast(x) if torch._C._is_any_autocast_enabled() else nullcontext():
+        with without_autocast(x):
             x = x.to(computed)
             hx = None if hx is None else (hx[0].to(computed), hx[1].to(computed))
             y, h_n, c_n = (t.to(stored) for t in self._layers(x, hx, by_kernel))

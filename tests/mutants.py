@@ -57,7 +57,7 @@ MUTANTS = [
     Mutant("B of a packed input from nowhere", "ops", "if state is None else state.shape[1]",
            "if state is None else state.shape[0]", f"{COMPILE} -k packed_input_with"),
     Mutant("a derivative lost in graphs", "function",
-           "if torch.is_grad_enabled() and not torch.compiler.is_exporting():",
+           "if torch.is_grad_enabled() and not export.is_exporting():",
            "if torch.is_grad_enabled() and not torch.compiler.is_compiling():", ONE_GRAPH),
     Mutant("weights cached", "modules",
            "return [parameters[name] for name in self._flat_weights_names]  # type: ignore[misc]",
