@@ -47,8 +47,7 @@ std::unique_ptr<Guarded> on_device(const uint8_t*& bytes, int64_t count) {
 // Runs call(problem) with batch_sizes, marks and zoneout's bits in guarded memory of their own, and
 // both memories kept apart.
 template <class Call>
-Status run(const Case& c, const Problem& p, Call call) {
-  complaint_of_call.clear();
+Status run_problem(const Case& c, const Problem& p, Call call) {
   Problem problem = p;
   Guarded batch_sizes(static_cast<size_t>(p.T) * sizeof(int64_t), sizeof(int64_t));
   if (p.batch_sizes) {
@@ -58,21 +57,8 @@ Status run(const Case& c, const Problem& p, Call call) {
   const auto marks = on_device(problem.marks, p.T * p.B);
   const auto keep = on_device(problem.zoneout.keep, p.T * p.B * p.D * p.H);
   host_memory = &batch_sizes;
-  kernels::fault = 0;
-  simt::options.seed = static_cast<uint64_t>(c.schedule);
-  simt::options.around_kernel = enter_device;
-  enter_device(false);
-  Status status = Status::kLaunchFailed;
-  try {
-    status = call(problem);
-    if (status == Status::kLaunchFailed) complaint_of_call = cuda::last_error();
-  } catch (const simt::Error& e) {
-    complaint_of_call = e.what();
-  }
-  if (complaint_of_call.empty() && kernels::fault != 0) complaint_of_call = "a block gave up";
+  const Status status = kernels::run(c, [&] { return call(problem); });
   host_memory = nullptr;
-  enter_device(true);
-  simt::options.around_kernel = nullptr;
   return status;
 }
 
@@ -117,16 +103,35 @@ size_t backward_workspace_bytes(const Case& c, const Problem& p, const Gradients
 
 Status forward(const Case& c, const Problem& p, const Outputs& outputs, void* workspace,
                size_t bytes) {
-  return run(c, p, [&](const Problem& problem) {
+  return run_problem(c, p, [&](const Problem& problem) {
     return cuda::forward(problem, outputs, workspace, bytes, make_launch(c, false));
   });
 }
 
 Status backward(const Case& c, const Problem& p, const Gradients& gradients, void* workspace,
                 size_t bytes) {
-  return run(c, p, [&](const Problem& problem) {
+  return run_problem(c, p, [&](const Problem& problem) {
     return cuda::backward(problem, gradients, workspace, bytes, make_launch(c, true));
   });
+}
+
+Status run(const Case& c, const std::function<Status()>& call) {
+  complaint_of_call.clear();
+  fault = 0;
+  simt::options.seed = static_cast<uint64_t>(c.schedule);
+  simt::options.around_kernel = enter_device;
+  enter_device(false);
+  Status status = Status::kLaunchFailed;
+  try {
+    status = call();
+    if (status == Status::kLaunchFailed) complaint_of_call = cuda::last_error();
+  } catch (const simt::Error& e) {
+    complaint_of_call = e.what();
+  }
+  if (complaint_of_call.empty() && fault != 0) complaint_of_call = "a block gave up";
+  enter_device(true);
+  simt::options.around_kernel = nullptr;
+  return status;
 }
 
 std::string complaint() { return complaint_of_call; }

@@ -1,6 +1,7 @@
 // The entry points of the recurrence: checks, then the kernels of the active instruction set.
 #include "../recurrence.h"
 
+#include "../recurrence_checks.h"
 #include "kernels.h"
 
 namespace fused_lstm {
@@ -8,16 +9,6 @@ namespace cpu {
 namespace {
 
 int64_t element_bytes(const Recurrence& q) { return q.dtype == DType::kFloat64 ? 8 : 4; }
-
-Status check(const Recurrence& q) {
-  if (q.dtype != DType::kFloat32 && q.dtype != DType::kFloat64) return Status::kUnsupported;
-  if (q.T < 1 || q.B < 1 || q.H < 1 || (q.gates != 3 && q.gates != 4)) return Status::kBadArgument;
-  if (q.zx == nullptr || q.w_hh == nullptr) return Status::kBadArgument;
-  if ((q.ln_hh == nullptr) != (q.ln_c == nullptr)) return Status::kBadArgument;
-  if (q.ln_c == nullptr && q.ln_c_bias != nullptr) return Status::kBadArgument;
-  if (!(q.cell_clip > 0) || !(q.hidden_clip > 0)) return Status::kBadArgument;
-  return Status::kOk;
-}
 
 }  // namespace
 
@@ -43,12 +34,8 @@ size_t recurrence_backward_workspace_bytes(const Recurrence& q, int32_t threads)
 
 Status recurrence_forward(const Recurrence& q, const RecurrenceOutputs& outputs, void* workspace,
                           size_t workspace_bytes, const Parallel& parallel) {
-  const Status status = check(q);
+  const Status status = check(q, outputs, workspace);
   if (status != Status::kOk) return status;
-  if (outputs.y == nullptr || outputs.h_n == nullptr || outputs.c_n == nullptr ||
-      workspace == nullptr) {
-    return Status::kBadArgument;
-  }
   const RecurrencePlan plan = plan_recurrence(q, parallel.threads);
   const RecurrenceKernels& kernels = active_kernels(q.dtype).recurrence;
   if (kernels.forward_workspace(q, outputs, plan) > workspace_bytes) {
@@ -60,13 +47,8 @@ Status recurrence_forward(const Recurrence& q, const RecurrenceOutputs& outputs,
 
 Status recurrence_backward(const Recurrence& q, const RecurrenceGradients& gradients,
                            void* workspace, size_t workspace_bytes, const Parallel& parallel) {
-  const Status status = check(q);
+  const Status status = check(q, gradients, workspace);
   if (status != Status::kOk) return status;
-  const bool has_dzh = q.ln_hh == nullptr || gradients.dzh != nullptr;
-  if (gradients.reserve == nullptr || gradients.dzx == nullptr || !has_dzh ||
-      workspace == nullptr) {
-    return Status::kBadArgument;
-  }
   const RecurrencePlan plan = plan_recurrence(q, parallel.threads);
   const RecurrenceKernels& kernels = active_kernels(q.dtype).recurrence;
   if (kernels.backward_workspace(q, gradients, plan) > workspace_bytes) {

@@ -1,6 +1,7 @@
-// The CUDA half of the contract in ../lstm.h: the same Problem, Outputs and Gradients, with
-// pointers to device memory (batch_sizes alone stays in host memory), and what a launch needs
-// besides: the device's facts, a stream, and the dense products of whoever owns a BLAS handle.
+// The CUDA half of the contracts in ../lstm.h and ../recurrence.h: the same Problem, Outputs and
+// Gradients, with pointers to device memory (batch_sizes alone stays in host memory), and what a
+// launch needs besides: the device's facts, a stream, and the dense products of whoever owns a BLAS
+// handle.
 //
 // Plain C++, no CUDA header: the binding includes it, and tests/simt runs what stands behind it on
 // the CPU. Nothing here allocates, synchronises, or touches a global setting; everything is queued
@@ -8,6 +9,7 @@
 #pragma once
 
 #include "../lstm.h"
+#include "../recurrence.h"
 
 namespace fused_lstm {
 namespace cuda {
@@ -98,6 +100,19 @@ Status backward(const Problem& problem, const Gradients& gradients, void* worksp
 // Fills bits.keep: what cpu::keep_bits draws, to the bit. Of the launch only the stream is looked
 // at.
 Status keep_bits(const KeepBits& bits, const Launch& launch);
+
+// The recurrence of the variants (recurrence_steps.h): always stepwise. A reserve is of this device
+// alone.
+size_t recurrence_reserve_bytes(const Recurrence& recurrence);
+size_t recurrence_forward_workspace_bytes(const Recurrence& recurrence);
+size_t recurrence_backward_workspace_bytes(const Recurrence& recurrence,
+                                           const RecurrenceGradients& gradients);
+// workspace as above. Of the launch only the stream, the BLAS and math are looked at.
+Status recurrence_forward(const Recurrence& recurrence, const RecurrenceOutputs& outputs,
+                          void* workspace, size_t workspace_bytes, const Launch& launch);
+Status recurrence_backward(const Recurrence& recurrence, const RecurrenceGradients& gradients,
+                           void* workspace, size_t workspace_bytes, const Launch& launch);
+
 const char* last_error();  // of this thread; never null
 // Fills in device.clusters by what occupancy says of the present device.
 void read_cluster_limits(Device* device);
