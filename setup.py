@@ -119,7 +119,8 @@ extensions = [
     extension("fused_lstm._C", cpu_binding + files("csrc/kernels/cpu/*.cpp"), ["torch_cpu"])
 ]
 if plan.toolkit:
-    shared = files("csrc/binding/stable.cpp", "csrc/binding/arguments.cpp", "csrc/binding/call.cpp")
+    names = ("stable", "arguments", "call", "recurrence_call")
+    shared = files(*(f"csrc/binding/{name}.cpp" for name in names))
     extensions.append(
         extension(
             "fused_lstm._C_cuda",

@@ -31,6 +31,7 @@ __all__ = [
 
 _KERNEL_DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
 _PLAIN_TENSORS = frozenset({Tensor, nn.Parameter})
+_CUDA_CAVEAT = "these kernels have run on the CPU stand-in only"
 
 
 class Options(NamedTuple):
@@ -457,7 +458,7 @@ def _cuda_plan(sizes: tuple[Any, ...], device: torch.device, options: bool) -> s
     index, tf32 = _index(device), function.tf32_allowed()
     measured = module.choice(index, *sizes, tf32, False)
     plan: str = module.explain_plan(*sizes, tf32, module.device_facts(index), measured, options)
-    return f"{plan}; these kernels have run on the CPU stand-in only"
+    return f"{plan}; {_CUDA_CAVEAT}"
 
 
 def _wavefront_plan(

@@ -174,9 +174,15 @@ def recurrence_forward(
     ln_c_bias: Tensor | None,  # [H]
     *options_save: Any,  # reverse, cell_clip, hidden_clip (inf for none), save_for_backward
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`reference.variant_direction` on CPU tensors of float32 or float64: y, h_n, c_n, reserve."""
+    """`reference.variant_direction` on tensors of float32 or float64: y, h_n, c_n, reserve.
+
+    Raises torch.OutOfMemoryError where a GPU's memory does not suffice.
+    """
     arguments = (zx, h0, c0, w_hh, peepholes, ln_hh, ln_c, ln_c_bias, *options_save)
-    return _recurrence_forward(*arguments)
+    try:
+        return _recurrence_forward(*arguments)
+    except RuntimeError as error:
+        raise _as_torch_has_it(error) from None
 
 
 def recurrence_backward(
@@ -189,8 +195,13 @@ def recurrence_backward(
 
     A result is [0] where its argument is None. dzh [T, B, G*H] is the gradient of h W_hh^T, of
     which dW_hh is a product; without LayerNorm it is [0], for it is dzx.
+
+    Raises torch.OutOfMemoryError where a GPU's memory does not suffice.
     """
-    return _recurrence_backward(dy, dh_n, dc_n, *arguments_reserve)
+    try:
+        return _recurrence_backward(dy, dh_n, dc_n, *arguments_reserve)
+    except RuntimeError as error:
+        raise _as_torch_has_it(error) from None
 
 
 def _as_torch_has_it(error: RuntimeError) -> RuntimeError:
@@ -394,12 +405,23 @@ def _fake_recurrence_forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     T, B, columns = zx.shape
     hidden, nbytes = w_hh.shape[1], 0
-    if save_for_backward:  # as recurrence_reserve_bytes in kernels/cpu/recurrence.cpp has it
-        units = _whole_lines(hidden, zx.dtype.itemsize) * zx.dtype.itemsize
-        gates = units * (columns // hidden)
-        nbytes = T * B * (units + gates + (0 if ln_hh is None else gates + 64))
+    if save_for_backward:
+        nbytes = _recurrence_reserve_bytes(zx, hidden, columns // hidden, ln_hh is not None)
     y, h_n, c_n = (zx.new_empty(sizes) for sizes in ((T, B, hidden), (B, hidden), (B, hidden)))
     return y, h_n, c_n, zx.new_empty((nbytes,), dtype=torch.uint8)
+
+
+def _recurrence_reserve_bytes(zx: Tensor, hidden: Any, gates: Any, normalises: bool) -> Any:
+    """What recurrence_reserve_bytes says, as _reserve_bytes above.
+
+    The kernels' own sources: kernels/cpu/recurrence.cpp, kernels/cuda/recurrence_steps.h.
+    """
+    rows, size = zx.shape[0] * zx.shape[1], zx.dtype.itemsize
+    if zx.device.type != "cuda":
+        units = _whole_lines(hidden, size) * size
+        return rows * (units * (1 + gates) + (units * gates + 64 if normalises else 0))
+    arrays = [gates * hidden, hidden] + ([gates * hidden, 3] if normalises else [])
+    return sum((rows * each * size + 255) // 256 * 256 for each in arrays)
 
 
 def _fake_recurrence_backward(

@@ -1,8 +1,9 @@
 """`VariantLSTM`: LayerNorm, peepholes, coupled gates and clipping, which nn.LSTM does not have.
 
 What the cells take from the input is one product for all steps, left to torch with its LayerNorm.
-The recurrence follows: on the CPU by the operators of `recurrence.py`, elsewhere (a GPU,
-torch.func, graphs that must run without this package) step by step by `reference.py`.
+The recurrence follows: by the operators of `recurrence.py` on the CPU, and on a GPU whose kernels
+are turned on (`_extension.py`); elsewhere (torch.func, graphs that must run without this package)
+step by step by `reference.py`.
 """
 
 import math
@@ -44,8 +45,9 @@ class VariantLSTM(nn.Module):
         dropout: probability of zeroing an element between layers, while training.
         bidirectional: a second direction, D = 2.
         device: where the parameters lie.
-        dtype: of the parameters: float32 and float64 have kernels on the CPU; bfloat16 and float16
-            are computed in float32 and rounded at the end.
+        dtype: of the parameters: float32 and float64 have kernels, on the CPU and, where those are
+            turned on, on a GPU (they have run on the CPU stand-in only); bfloat16 and float16 are
+            computed in float32 and rounded at the end.
         layer_norm: normalises x W_ih^T and h W_hh^T, each over all gates of a row, and c on its way
             to h. Biases are added after it, as its own.
         peepholes: lets the gates i and f see c of the step before, and o that of its own, each unit
@@ -206,8 +208,8 @@ class VariantLSTM(nn.Module):
             x = x.transpose(0, 1)
         stored = self._first_weight.dtype
         computed = torch.float32 if stored in (torch.bfloat16, torch.float16) else stored
-        by_kernel = x.is_cpu and not dispatch._transforms()
-        by_kernel = by_kernel and not dispatch._must_use_torch(x, hx, list(self.parameters()))
+        weights = list(self.parameters())
+        by_kernel = not (dispatch._transforms() or dispatch._must_use_torch(x, hx, weights))
         with without_autocast(x):
             x = x.to(computed)
             hx = None if hx is None else (hx[0].to(computed), hx[1].to(computed))
@@ -303,13 +305,17 @@ class VariantLSTM(nn.Module):
             ImportError: the kernel would compute but the extension is missing.
         """
         w = self._first_weight
-        if w.device.type != "cpu":
-            return f"the specification in plain PyTorch (no kernel for device '{w.device.type}')"
-        if w.dtype not in dispatch._KERNEL_DTYPES:
-            return f"the specification in plain PyTorch (no kernel for {w.dtype})"
-        rounded = w.dtype in (torch.bfloat16, torch.float16)
+        obstacle = dispatch._no_kernel(w.device, w.dtype)
+        if obstacle is not None:
+            return f"the specification in plain PyTorch ({obstacle})"
+        rounded = ", in float32" if w.dtype in (torch.bfloat16, torch.float16) else ""
+        projected = f"input projected by torch for all {T} steps"
+        if w.is_cuda:
+            return (
+                f"cuda stepwise: {projected}, then one product and one kernel per step for {B} "
+                f"rows{rounded}; {dispatch._CUDA_CAVEAT}"
+            )
         return (
-            f"cpu {_extension.require().isa()}: input projected by torch for all {T} steps, "
-            f"recurrence in packed gate panels, {B} rows over up to {torch.get_num_threads()} "
-            f"threads{', in float32' if rounded else ''}"
+            f"cpu {_extension.require().isa()}: {projected}, recurrence in packed gate panels, "
+            f"{B} rows over up to {torch.get_num_threads()} threads{rounded}"
         )

@@ -26,6 +26,7 @@ T, B, I, H = 4, 3, 5, 7  # noqa: E741
 FACTS = {"arch": 90, "sms": 132, "shared_per_block": 232448, "shared_per_sm": 233472}
 FORWARD = "fused_lstm.forward.default"
 OPERATORS = ("forward", "backward", "marked_forward", "marked_backward", "keep_bits")
+OPERATORS += ("recurrence_forward", "recurrence_backward")
 
 
 class StandIn:
@@ -264,6 +265,70 @@ def test_options_with_a_projection_have_no_kernel_on_gpu(monkeypatch: pytest.Mon
         "the specification in plain PyTorch (no kernel with reset, lengths or return_cells and a "
         "proj_size"
     )
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a VariantLSTM asks of torch alone is not run: it needs a GPU even without memory."""
+    monkeypatch.setattr(fused_lstm.VariantLSTM, "reset_parameters", lambda self: None)
+
+    def project(x: Tensor, w_ih: Tensor, *_: Any) -> Tensor:
+        return x.new_empty(*x.shape[:2], w_ih.shape[0])
+
+    monkeypatch.setattr(fused_lstm.reference, "variant_input", project)
+
+
+@pytest.mark.usefixtures("kernels", "undrawn")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_operators_compute_variants_on_gpu(dtype: torch.dtype) -> None:
+    with fake_gpu() as seen:
+        own: dict[str, Any] = {"bidirectional": True, "layer_norm": True, "device": "cuda:0"}
+        lstm = fused_lstm.VariantLSTM(I, H, dtype=dtype, **own)
+        y, (h_n, _) = lstm(on_gpu(T, B, I, dtype=dtype))
+        plan = fused_lstm.explain_plan(lstm, T, B)
+    assert [name for name, _ in seen.calls] == ["fused_lstm.recurrence_forward.default"] * 2
+    assert [arguments[8] for _, arguments in seen.calls] == [False, True]  # reverse
+    assert (y.shape, h_n.shape, y.dtype) == ((T, B, 2 * H), (2, B, H), dtype)
+    assert y.device == torch.device("cuda:0")
+    assert plan.startswith(f"cuda stepwise: input projected by torch for all {T} steps")
+    assert plan.endswith("these kernels have run on the CPU stand-in only")
+    assert ("in float32" in plan) is (dtype is torch.bfloat16)
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize("what", ["not built", "off", "architecture", "no device"])
+def test_the_specification_computes_variants_where_kernels_do_not(
+    what: str, kernels: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reason = why_not(kernels, monkeypatch, what)
+    called = []
+
+    def specification(zx: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+        called.append(zx.shape)
+        return zx.new_empty(T, B, H), zx.new_empty(B, H), zx.new_empty(B, H)
+
+    monkeypatch.setattr(fused_lstm.reference, "variant_direction", specification)
+    with fake_gpu() as seen:
+        lstm = fused_lstm.VariantLSTM(I, H, peepholes=True, device="cuda:0")
+        lstm(on_gpu(T, B, I))
+        plan = fused_lstm.explain_plan(lstm, T, B)
+    assert called == [(T, B, 4 * H)]
+    assert not seen.calls
+    assert plan.startswith("the specification in plain PyTorch (")
+    assert reason in plan
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize(("norm", "nbytes"), [(False, 1024 + 512), (True, 2 * 1024 + 512 + 256)])
+def test_reserve_of_variants(norm: bool, nbytes: int) -> None:
+    """With coupled gates: gates [T, B, 3H], cells; normalised products and three moments a row."""
+    with fake_gpu():
+        ln = [on_gpu(3 * H), on_gpu(H), None] if norm else [None] * 3
+        tensors = (on_gpu(T, B, 3 * H), None, None, on_gpu(3 * H, H), None)
+        operator = torch.ops.fused_lstm.recurrence_forward
+        *_, reserve = operator(*tensors, *ln, False, 1.0, 1.0, True)
+    assert (T * B * 3 * H * 4, T * B * H * 4, T * B * 3 * 4) == (1008, 336, 144)
+    assert reserve.shape == (nbytes,)
 
 
 @pytest.fixture

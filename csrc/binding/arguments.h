@@ -1,6 +1,6 @@
 // The tensors that an operator was given, on one device and of one dtype: read once, refused where
 // a kernel could leave their memory, and copied where it needs them to lie otherwise. call.h and
-// ops_cpu_recurrence.cpp stand on it.
+// recurrence_call.h stand on it.
 #pragma once
 
 #include <vector>

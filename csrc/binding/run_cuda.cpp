@@ -3,13 +3,10 @@
 #include "launch_cuda.h"
 
 namespace fused_lstm {
-namespace {
 
 Tensor new_bytes(const CudaPlace& place, size_t bytes) {
   return place.empty({static_cast<int64_t>(bytes)}, torch_uint8());
 }
-
-}  // namespace
 
 Tensor new_reserve(const CudaPlace& place, const Problem& problem, bool saves, Outputs* outputs) {
   if (!saves || problem.B == 0) return new_bytes(place, 0);

@@ -9,6 +9,8 @@ namespace fused_lstm {
 
 constexpr uintptr_t kDeviceReserveAlignment = 256;
 
+Tensor new_bytes(const CudaPlace& place, size_t bytes);  // uint8, contents undefined
+
 // What forward keeps for backward: of its size where something is to be saved, else empty.
 Tensor new_reserve(const CudaPlace& place, const Problem& problem, bool saves, Outputs* outputs);
 

@@ -100,6 +100,8 @@ def kernels(
     watch("_backward", "backward", 3)
     watch("_marked_forward", "forward", 0)
     watch("_marked_backward", "backward", 4)
+    watch("_recurrence_forward", "forward", 0)
+    watch("_recurrence_backward", "backward", 3)
     yield counts
     passed = getattr(request.node, "call_outcome", "") == "passed"
     computed = counts.forward + counts.backward > 0

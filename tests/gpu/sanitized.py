@@ -18,7 +18,7 @@ import fused_lstm
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-def step(module: fused_lstm.LSTM, x: Tensor | PackedSequence) -> None:
+def step(module: torch.nn.Module, x: Tensor | PackedSequence) -> None:
     """Inference, then forward and backward."""
     with torch.no_grad():
         module(x)
@@ -46,6 +46,12 @@ def main() -> int:
                         if family not in str(refusal):
                             raise
                         print(f"{family}, {dtype}, H = {H}: refused ({refusal})")
+    for dtype in (torch.float32, torch.float64):
+        for layer_norm in (False, True):
+            variant = fused_lstm.VariantLSTM(
+                3, 37, layer_norm=layer_norm, peepholes=True, device="cuda", dtype=dtype
+            )
+            step(variant, torch.randn(7, 3, 3, device="cuda", dtype=dtype))
     torch.cuda.synchronize()
     print("sanitized.py: done")
     return 0
