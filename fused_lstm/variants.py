@@ -6,8 +6,10 @@ are turned on (`_extension.py`); elsewhere (torch.func, graphs that must run wit
 step by step by `reference.py`.
 """
 
+import functools
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -31,6 +33,52 @@ class _Weights(NamedTuple):
     ln_hh: Tensor | None  # [G*H]
     ln_c: Tensor | None  # [H]
     ln_c_bias: Tensor | None  # [H]
+
+
+def _run(
+    by_kernel: bool,
+    cell: tuple[Tensor | None, ...],  # w_hh, peepholes, ln_hh, ln_c, ln_c_bias
+    options: recurrence.Options,
+    zx: Tensor,  # [T, B, G*H]
+    h0: Tensor | None,
+    c0: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One direction of padded input: y, h_n, c_n."""
+    if by_kernel:
+        return recurrence.recurrence(zx, h0, c0, *cell, options)
+    specification: Any = reference.variant_direction
+    results: tuple[Tensor, Tensor, Tensor] = specification(zx, h0, c0, *cell, *options)
+    return results
+
+
+def _in_stretches(
+    run: Callable[..., tuple[Tensor, Tensor, Tensor]],  # of padded zx, h0, c0: y, h_n, c_n
+    zx: Tensor,  # [N, G*H]
+    hx: Sequence[Tensor] | None,  # h0 and c0 [B, H]
+    stretches: list[tuple[int, int]],  # steps and rows of each, rows falling
+    reverse: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One direction of packed input: a call for each stretch of steps that has as many rows."""
+    pieces = zx.split([steps * rows for steps, rows in stretches])
+    walk = list(zip(pieces, stretches, strict=True))
+    ys: list[Tensor] = []
+    ended: list[Sequence[Tensor]] = []  # states of rows whose last step has been
+    state: Sequence[Tensor] | None = None
+    for piece, (steps, rows) in reversed(walk) if reverse else walk:
+        before = 0 if state is None else len(state[0])
+        if state is not None and rows < before:
+            ended.append([t[rows:] for t in state])
+            state = [t[:rows] for t in state]
+        elif hx is not None:
+            begin = [t[before:rows] for t in hx]
+            state = begin if state is None else list(map(torch.cat, zip(state, begin, strict=True)))
+        elif state is not None:
+            state = [torch.cat((t, t.new_zeros(rows - before, t.shape[1]))) for t in state]
+        y, *state = run(piece.unflatten(0, (steps, rows)), *(state or (None, None)))
+        ys.append(y.flatten(0, 1))
+    assert state is not None
+    h_n, c_n = map(torch.cat, zip(state, *reversed(ended), strict=True))
+    return torch.cat(ys[::-1] if reverse else ys), h_n, c_n
 
 
 class VariantLSTM(nn.Module):
@@ -57,8 +105,9 @@ class VariantLSTM(nn.Module):
         hidden_clip: |h| is at most this, below 1; None for no bound.
 
     Call it as torch.nn.LSTM: `output, (h_n, c_n) = lstm(input, (h_0, c_0))`, with the input
-    [T, B, I], [B, T, I] when batch_first, or [T, I] without a batch; states [L*D, B, H], zeros if
-    not given. A PackedSequence is refused. Under autocast nothing is cast down.
+    [T, B, I], [B, T, I] when batch_first, [T, I] without a batch, or a PackedSequence, which is
+    computed in one call for each length that occurs; states [L*D, B, H], zeros if not given. Under
+    autocast nothing is cast down.
 
     Parameters are those of nn.LSTM, `weight_ih_l{k}` [G*H, I or `D*H`], `weight_hh_l{k}` [G*H, H],
     `bias_ih_l{k}` and `bias_hh_l{k}` [G*H], with G = 4 gates i, f, g, o, or G = 3 gates i, g, o
@@ -69,7 +118,7 @@ class VariantLSTM(nn.Module):
 
     Raises:
         ValueError: a size, dropout or bound out of its range. In a call: an input with another
-            number of dimensions or dtype, or a PackedSequence.
+            number of dimensions or dtype.
         TypeError: in a call: an argument of the wrong kind.
         RuntimeError: in a call: other sizes than the weights', T = 0, or a state of another dtype.
 
@@ -197,15 +246,48 @@ class VariantLSTM(nn.Module):
         )
 
     def forward(
-        self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        self, input: Any, hx: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Any, tuple[Tensor, Tensor]]:
         self._check(input, hx)
+        if isinstance(input, PackedSequence):
+            return self._packed(input, hx)
         unbatched = input.dim() == 2
         x = input.unsqueeze(1) if unbatched else input
         if unbatched and hx is not None:
             hx = (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
         if self.batch_first and not unbatched:
             x = x.transpose(0, 1)
+        y, h_n, c_n = self._computed(x, hx, None)
+        if unbatched:
+            return y.squeeze(1), (h_n.squeeze(1), c_n.squeeze(1))
+        return (y.transpose(0, 1) if self.batch_first else y), (h_n, c_n)
+
+    def _packed(
+        self, input: PackedSequence, hx: tuple[Tensor, Tensor] | None
+    ) -> tuple[PackedSequence, tuple[Tensor, Tensor]]:
+        """States are in the caller's order of rows, packed ones by falling length."""
+        x, sizes, order, back = input
+        runs = itertools.groupby(sizes.tolist())
+        stretches = [(len(list(steps)), rows) for rows, steps in runs]
+        falls = all(a[1] > b[1] for a, b in itertools.pairwise(stretches))
+        if not falls or sum(steps * rows for steps, rows in stretches) != len(x):
+            raise ValueError(
+                f"input: expected batch_sizes that never rise and sum up to {len(x)} rows, got "
+                f"{sizes.tolist()}"
+            )
+        if hx is not None and order is not None:
+            hx = (hx[0].index_select(1, order), hx[1].index_select(1, order))
+        y, h_n, c_n = self._computed(x, hx, stretches)
+        if back is not None:
+            h_n, c_n = h_n.index_select(1, back), c_n.index_select(1, back)
+        return PackedSequence(y, sizes, order, back), (h_n, c_n)
+
+    def _computed(
+        self,
+        x: Tensor,  # [T, B, I], or [N, I] with stretches
+        hx: tuple[Tensor, Tensor] | None,
+        stretches: list[tuple[int, int]] | None,
+    ) -> tuple[Tensor, ...]:
         stored = self._first_weight.dtype
         computed = torch.float32 if stored in (torch.bfloat16, torch.float16) else stored
         weights = list(self.parameters())
@@ -213,16 +295,14 @@ class VariantLSTM(nn.Module):
         with without_autocast(x):
             x = x.to(computed)
             hx = None if hx is None else (hx[0].to(computed), hx[1].to(computed))
-            y, h_n, c_n = (t.to(stored) for t in self._layers(x, hx, by_kernel))
-        if unbatched:
-            return y.squeeze(1), (h_n.squeeze(1), c_n.squeeze(1))
-        return (y.transpose(0, 1) if self.batch_first else y), (h_n, c_n)
+            return tuple(t.to(stored) for t in self._layers(x, hx, by_kernel, stretches))
 
     def _layers(
         self,
-        y: Tensor,  # [T, B, I]
+        y: Tensor,  # [T, B, I], or [N, I] with stretches
         hx: tuple[Tensor, Tensor] | None,
         by_kernel: bool,
+        stretches: list[tuple[int, int]] | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         directions = 2 if self.bidirectional else 1
         ys: list[Tensor] = []
@@ -234,28 +314,28 @@ class VariantLSTM(nn.Module):
                 y = torch.dropout(y, self.dropout, True)
             own = self._weights(suffix, y.dtype)
             zx = reference.variant_input(y, own.w_ih, own.bias, own.ln_ih)
-            h0, c0 = (None, None) if hx is None else (hx[0][k], hx[1][k])
-            tensors = (zx, h0, c0, own.w_hh, own.peepholes, own.ln_hh, own.ln_c, own.ln_c_bias)
+            state = None if hx is None else (hx[0][k], hx[1][k])
+            cell = (own.w_hh, own.peepholes, own.ln_hh, own.ln_c, own.ln_c_bias)
             options = (reverse, self.cell_clip or math.inf, self.hidden_clip or math.inf)
-            if by_kernel:
-                out, h, c = recurrence.recurrence(*tensors, options)
+            run = functools.partial(_run, by_kernel, cell, options)
+            if stretches is None:
+                out, h, c = run(zx, *(state or (None, None)))
             else:
-                out, h, c = reference.variant_direction(*tensors, *options)
+                out, h, c = _in_stretches(run, zx, state, stretches, reverse)
             ys, h_n, c_n = [*ys, out], [*h_n, h], [*c_n, c]
             if len(ys) == directions:
-                y, ys = (ys[0] if directions == 1 else torch.cat(ys, dim=2)), []
+                y, ys = (ys[0] if directions == 1 else torch.cat(ys, dim=-1)), []
         return y, torch.stack(h_n), torch.stack(c_n)
 
     def _check(self, input: Any, hx: Any) -> None:
-        if isinstance(input, PackedSequence):
-            raise ValueError(
-                "input: expected a Tensor, got a PackedSequence, for which the variants have no "
-                "kernel; pad the sequences (pad_packed_sequence) and mask what lies past their ends"
-            )
+        packed = isinstance(input, PackedSequence)
+        batch = [int(input.batch_sizes[0])] if packed else []
+        input = input.data if packed else input
         if not isinstance(input, Tensor):
             raise TypeError(f"input: expected a Tensor, got {type(input).__name__}")
-        if input.dim() not in (2, 3):
-            raise ValueError(f"input: expected 2 or 3 dimensions, got {input.dim()}")
+        if input.dim() not in ((2,) if packed else (2, 3)):
+            expected = "packed rows of features, [N, I]" if packed else "2 or 3 dimensions"
+            raise ValueError(f"input: expected {expected}, got {input.dim()}")
         w = self._first_weight
         if input.dtype is not w.dtype and not torch._C._is_any_autocast_enabled():
             raise ValueError(f"input: expected {w.dtype} like the weights, got {input.dtype}")
@@ -269,15 +349,16 @@ class VariantLSTM(nn.Module):
                 f"input: expected {self.input_size} features in its last dimension, "
                 f"got {input.shape[-1]}"
             )
-        unbatched = input.dim() == 2
-        if input.shape[1 if self.batch_first and not unbatched else 0] == 0:
+        padded = input.dim() == 3
+        if input.shape[1 if self.batch_first and padded else 0] == 0:
             raise RuntimeError(f"input: expected at least one step, got {list(input.shape)}")
         if hx is None:
             return
         if not isinstance(hx, Sequence) or len(hx) != 2:
             raise TypeError(f"hx: expected a pair of Tensors (h_0, c_0), got {type(hx).__name__}")
         rows = self.num_layers * (2 if self.bidirectional else 1)
-        batch = [] if unbatched else [input.shape[0 if self.batch_first else 1]]
+        if padded:
+            batch = [input.shape[0 if self.batch_first else 1]]
         sizes = [rows, *batch, self.hidden_size]
         for k, t in enumerate(hx):
             if not isinstance(t, Tensor):

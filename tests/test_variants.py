@@ -15,7 +15,7 @@ import pytest
 import torch
 from cases import GRADIENT_TOLERANCE, OUTPUT_TOLERANCE, Case, Operators, error
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_sequence, unpack_sequence
 
 import fused_lstm
 from fused_lstm import VariantLSTM, reference
@@ -296,6 +296,32 @@ def test_dropout_is_between_layers_and_in_training_only() -> None:
     assert torch.equal(layers[1](between)[0], dropped)
 
 
+@pytest.mark.parametrize("lengths", [(5, 3, 3, 1), (2, 6, 6, 1, 4), (4,), (3, 3)], ids=str)
+@pytest.mark.parametrize("options", [OPTIONS[0], OPTIONS[-1]], ids=said)
+@pytest.mark.parametrize("hx", [True, False])
+def test_packed_rows_are_those_of_each_sequence(
+    lengths: tuple[int, ...], options: dict[str, Any], hx: bool
+) -> None:
+    case = Case(1, len(lengths), 4, 9, num_layers=2, bidirectional=True, hx=hx)
+    m = make(case, **options)
+    _, *state = inputs(case, torch.float64)
+    rows = [torch.randn(n, 4, dtype=torch.float64, requires_grad=True) for n in lengths]
+    y, (h_n, c_n) = m(pack_sequence(rows, enforce_sorted=False), tuple(state) or None)
+    found = [*unpack_sequence(y), h_n, c_n]
+    ys, hs, cs = [], [], []
+    for b, row in enumerate(rows):
+        own = tuple(t[:, b : b + 1] for t in state) or None
+        y_b, (h_b, c_b) = m(row.unsqueeze(1), own)
+        ys, hs, cs = [*ys, y_b.squeeze(1)], [*hs, h_b], [*cs, c_b]
+    expected = [*ys, torch.cat(hs, 1), torch.cat(cs, 1)]
+    cotangents = [torch.randn_like(t) for t in expected]
+    leaves = [*rows, *state, *m.parameters()]
+    found += torch.autograd.grad(found, leaves, cotangents)
+    expected += torch.autograd.grad(expected, leaves, cotangents)
+    for a, b in zip(found, expected, strict=True):
+        assert error(a, b) < GRADIENT_TOLERANCE[torch.float64]
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_types_are_computed_in_float32(dtype: torch.dtype) -> None:
     m = make(Case(7, 5, 4, 17, num_layers=2), dtype, layer_norm=True)
@@ -464,7 +490,15 @@ def test_a_call_refuses() -> None:
     m = VariantLSTM(3, 5, 2, layer_norm=True)
     x, h = torch.randn(4, 2, 3), torch.zeros(2, 2, 5)
     wrong: list[tuple[tuple[Any, ...], type[Exception], str]] = [
-        ((pack_sequence([x[:, 0]]),), ValueError, "PackedSequence.*pad the sequences"),
+        ((pack_sequence([x[:, 0].double()]),), ValueError, r"input: expected torch\.float32 like"),
+        ((pack_sequence([x[:, 0, 1:]]),), RuntimeError, "input: expected 3 features in its last"),
+        ((pack_sequence([x]),), ValueError, r"input: expected packed rows of features, \[N, I\]"),
+        ((pack_sequence([x[:, 0]]), (h, h)), RuntimeError, r"hx\[0\]: expected sizes \[2, 1, 5\]"),
+        (
+            (PackedSequence(x[:, 0], torch.tensor([1, 3])),),
+            ValueError,
+            r"input: expected batch_sizes that never rise and sum up to 4 rows, got \[1, 3\]",
+        ),
         (([1],), TypeError, "input: expected a Tensor, got list"),
         ((x[0, 0],), ValueError, "input: expected 2 or 3 dimensions, got 1"),
         ((x.double(),), ValueError, r"input: expected torch\.float32 like the weights, got"),

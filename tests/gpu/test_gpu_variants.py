@@ -12,6 +12,7 @@ from cases import Case, error
 from precisions import PRECISIONS, tf32
 from test_variants import OPTIONS, call, inputs, make, said
 from torch import Tensor
+from torch.nn.utils.rnn import pack_sequence
 
 from fused_lstm import VariantLSTM, ops
 
@@ -91,6 +92,16 @@ def test_strides_and_no_rows(layer_norm: bool, device: torch.device) -> None:
     assert (y.shape, h_n.shape) == ((5, 0, 9), (1, 0, 9))
     y.sum().backward()
     assert not any(bool(p.grad.any()) for p in m.parameters())
+
+
+def test_packed(device: torch.device) -> None:
+    m = make(Case(7, 5, 4, 17, bidirectional=True), torch.float64, layer_norm=True)
+    ours = copy.deepcopy(m).to(device)
+    rows = [torch.randn(n, 4, dtype=torch.float64) for n in (2, 7, 3, 3, 1)]
+    y, (h_n, c_n) = m(pack_sequence(rows, enforce_sorted=False))
+    found, states = ours(pack_sequence([r.to(device) for r in rows], enforce_sorted=False))
+    for a, b in zip((found.data, *states), (y.data, h_n, c_n), strict=True):
+        assert error(a.cpu(), b) <= PRECISIONS["f64"].output
 
 
 @pytest.mark.cuda_only("a graph is captured")
