@@ -60,14 +60,16 @@ constexpr PlanCase kPlans[] = {
     {"cluster: TF32 to 400", "T=9 B=8 I=8 H=400 dtype=float32 math=1", cuda::Family::kCluster,
      true},
     {"cluster: strict to 400", "T=9 B=8 I=8 H=400 dtype=float32", cuda::Family::kCluster, true},
-    {"grid: no resets", "T=9 B=8 I=8 H=512 marks=1 dtype=float16", cuda::Family::kGrid, false},
-    {"grid: no cells", "T=9 B=8 I=8 H=512 cells=1 dtype=float16", cuda::Family::kGrid, false},
-    {"grid: no zoneout", "T=9 B=8 I=8 H=512 zoneout=2 dtype=float16", cuda::Family::kGrid, false},
-    {"grid: no factors", "T=9 B=8 I=8 H=512 h_factors=1 dtype=float16", cuda::Family::kGrid, false},
-    {"grid: no gates again", "T=9 B=8 I=8 H=512 recompute=1 dtype=float16", cuda::Family::kGrid,
-     false},
-    {"cluster: no resets", "T=9 B=8 I=8 H=256 marks=1 dtype=float16", cuda::Family::kCluster,
-     false},
+    {"grid: every option at once",
+     "T=9 B=8 I=8 H=1800 marks=3 cells=1 zoneout=2 h_factors=1 recompute=1 dtype=bfloat16",
+     cuda::Family::kGrid, true},
+    {"grid: strict with options", "T=9 B=8 I=8 H=1280 marks=3 dtype=float32", cuda::Family::kGrid,
+     true},
+    {"cluster: every option at once",
+     "T=9 B=8 I=8 H=512 marks=3 cells=1 zoneout=2 h_factors=1 recompute=1 dtype=float16",
+     cuda::Family::kCluster, true},
+    {"cluster: TF32 with options", "T=9 B=8 I=8 H=400 marks=3 dtype=float32 math=1",
+     cuda::Family::kCluster, true},
     {"one block: every option at once",
      "T=9 B=8 I=8 H=128 marks=3 cells=1 zoneout=2 h_factors=1 recompute=1 dtype=float16",
      cuda::Family::kSingleBlock, true},
@@ -148,9 +150,9 @@ void check_choice(Suite& suite) {
   expect("T=25 B=16 I=512 H=3000 dtype=bfloat16", cuda::Family::kStepwise);
   expect("T=25 B=16 I=64 H=512 dtype=bfloat16 arch=75", cuda::Family::kStepwise);
   expect("T=784 B=128 I=1 H=64 dtype=bfloat16 marks=3", cuda::Family::kSingleBlock);
-  expect("T=784 B=128 I=1 H=160 dtype=bfloat16 marks=3", cuda::Family::kStepwise);
-  expect("T=1024 B=16 I=768 H=768 dtype=bfloat16 marks=3", cuda::Family::kStepwise);
-  expect("T=1024 B=16 I=768 H=768 dtype=bfloat16 recompute=1", cuda::Family::kStepwise);
+  expect("T=784 B=128 I=1 H=160 dtype=bfloat16 marks=3", cuda::Family::kCluster);
+  expect("T=1024 B=16 I=768 H=768 dtype=bfloat16 marks=3", cuda::Family::kGrid);
+  expect("T=1024 B=16 I=768 H=768 dtype=bfloat16 recompute=1", cuda::Family::kGrid);
 }
 
 // A family that was measured to be the quickest is taken where it may be, and nowhere else.

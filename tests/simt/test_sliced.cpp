@@ -4,17 +4,12 @@
 // whoever waits in vain says so and leaves; and that a device without room falls back.
 #include <cuda_runtime.h>
 
-#include "checks.h"
-#include "plan.h"
+#include "sliced_cases.h"
 
 namespace {
 
 namespace cuda = fused_lstm::cuda;
 
-// Few multiprocessors force several rows and passes on a block, few units several blocks.
-struct Sliced {
-  int64_t T, B, I, H, sms, units;
-};
 constexpr Sliced kSliced[] = {
     {3, 4, 1, 1, 132, 16},  {7, 9, 3, 7, 2, 16},   {4, 3, 28, 15, 1, 64},
     {6, 17, 5, 33, 3, 16},  {11, 2, 3, 31, 9, 16}, {2, 35, 3, 65, 5, 32},
@@ -22,21 +17,6 @@ constexpr Sliced kSliced[] = {
 };
 // Deep enough that a part of the weights does not fit into the registers that tests leave it.
 constexpr Sliced kDeep = {2, 9, 2, 200, 8, 64};
-
-// As drawn, with as many multiprocessors as the shape needs and, for a cluster, two blocks.
-Case case_of(Random& random, const Sliced& shape, const Kind& kind, int64_t family) {
-  Case c = case_of(random, Shape{shape.T, shape.B, shape.I, shape.H}, kind);
-  c.units = shape.units;
-  for (const int64_t sms : {shape.sms, int64_t{8}, int64_t{132}}) {
-    c.sms = sms;
-    const Data data(c);
-    if (cuda::computes(static_cast<cuda::Family>(family - 1), data.problem, true,
-                       make_launch(c, false))) {
-      break;
-    }
-  }
-  return c;
-}
 
 // A cluster has at least two blocks, and they have at least 16 units each.
 void check_family(Suite& suite, Random& random, const Kind& kind, int64_t family) {

@@ -5,9 +5,6 @@
 #include <initializer_list>
 
 #include "options.h"
-#include "pieces.h"
-#include "steps.h"
-#include "stepwise.h"
 
 namespace fused_lstm {
 namespace cuda {
@@ -97,9 +94,6 @@ void explain(const Problem& p, bool training, const Launch& launch, char* text, 
 
 namespace {
 
-// Of the sums of gates that are computed again: longer calls do it a stretch at a time.
-constexpr int64_t kMostBytesOfZ = FUSED_LSTM_CHUNK_BYTES;
-
 int64_t packed_bytes(const Problem& p, const Tiles& tiles, int64_t depth) {
   return p.D * depth * tiles.warps() * tiles.warp_tiles() * kFragmentBytes;
 }
@@ -124,23 +118,13 @@ ForwardScratch forward_scratch(const Problem& p, const Plan& plan, void* base) {
 
 BackwardScratch backward_scratch(const Problem& p, const Gradients& gradients, const Plan& plan,
                                  void* base) {
-  const int64_t rows = row_count(p), stored = element_bytes(p.dtype);
   const bool packed = p.batch_sizes != nullptr;
-  const DenseProducts ends(p, gradients);
   BackwardScratch scratch;
   Pieces pieces(base);
   pieces.take(scratch.lengths, p.B * int64_t{sizeof(int32_t)}, packed);
   pieces.take(scratch.offsets, p.T * int64_t{sizeof(int64_t)}, packed);
   pieces.take(scratch.w_hh, packed_bytes(p, plan.tiles, plan.tiles.depth()));
-  pieces.take(scratch.dz, p.D * rows * 4 * p.H * stored);
-  pieces.take(scratch.h_prev, rows * p.H * stored, ends.dw_hh || p.recompute);
-  pieces.take(scratch.x, rows * p.I * stored,
-              (ends.dw_ih || p.recompute) && (p.marks != nullptr || !rows_of_x_are_uniform(p)));
-  const int64_t row_of_z = 4 * p.H * int64_t{sizeof(float)};
-  scratch.z_rows = stored == 4 || kMostBytesOfZ / row_of_z > rows ? rows : kMostBytesOfZ / row_of_z;
-  pieces.take(scratch.z, scratch.z_rows * row_of_z, p.recompute && stored == 2);
-  pieces.take(scratch.db, p.D * plan.blocks * 4 * p.H * int64_t{sizeof(float)});
-  pieces.take(scratch.sums, ends.largest * int64_t{sizeof(float)}, stored == 2 && ends.largest > 0);
+  scratch.dense = take_dense(pieces, p, gradients, plan.blocks);
   scratch.bytes = pieces.bytes();
   return scratch;
 }

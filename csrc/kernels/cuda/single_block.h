@@ -13,6 +13,7 @@
 #pragma once
 
 #include "cuda.h"
+#include "pieces.h"
 #include "single_block_tiles.h"
 
 namespace fused_lstm {
@@ -46,14 +47,8 @@ ForwardScratch forward_scratch(const Problem& problem, const Plan& plan, void* b
 struct BackwardScratch {
   int32_t* lengths;
   int64_t* offsets;
-  void* w_hh;    // transposed, in fragment order, all directions
-  void* dz;      // [D, N, 4H] as stored
-  void* h_prev;  // [N, H] as stored: what a step read, for dw_hh and gates
-  void* x;       // [N, I] where dw_ih or gates need it and x has to be gathered
-  float* z;      // [z_rows, 4H] where gates of a 16-bit type are computed again
-  float* db;     // [D, blocks, 4H]
-  float* sums;   // products of 16-bit types before they are rounded: the largest one
-  int64_t z_rows;
+  void* w_hh;          // transposed, in fragment order, all directions
+  DenseScratch dense;  // parts: blocks
   int64_t bytes;
 };
 BackwardScratch backward_scratch(const Problem& problem, const Gradients& gradients,

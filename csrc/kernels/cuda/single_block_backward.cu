@@ -14,10 +14,10 @@ void queue_recurrence(Queue& queue, const Problem& p, const Gradients& gradients
   using T = Stored<Element>;
   const Tiles& tiles = plan.tiles;
   queue_pack<Element, true>(queue, p, false, tiles, tiles.depth(), scratch.w_hh);
-  BackwardCall<T> call = backward_call<T>(p, gradients, scratch.dz);
+  BackwardCall<T> call = backward_call<T>(p, gradients, scratch.dense.dz);
   call.sequence = sequence;
   call.w_hh = static_cast<const uint4*>(scratch.w_hh);
-  call.db = scratch.db;
+  call.db = scratch.dense.db;
   with_tiles<Element, true>(tiles, [&](auto units, auto block_rows, auto options) {
     constexpr int kUnits = decltype(units)::value, kRows = decltype(block_rows)::value;
     constexpr bool kOptions = decltype(options)::value;
@@ -43,14 +43,11 @@ Status backward(const Problem& problem, const Gradients& gradients, void* worksp
   Queue queue(launch, problem.dtype);
   const Sequence sequence = queue_sequence(queue, problem, scratch.lengths, scratch.offsets);
   with_element(problem.dtype, chosen.tiles.strict, [&](auto element) {
-    const DenseScratch dense = {scratch.dz, scratch.h_prev, scratch.x,
-                                scratch.db, chosen.blocks,  scratch.sums};
-    if (problem.recompute) {
-      queue_gates<Stored<decltype(element)>>(queue, problem, gradients, dense, sequence, scratch.z,
-                                             scratch.z_rows);
-    }
+    using T = Stored<decltype(element)>;
+    const DenseScratch& dense = scratch.dense;
+    if (problem.recompute) queue_gates<T>(queue, problem, gradients, dense, sequence);
     queue_recurrence<decltype(element)>(queue, problem, gradients, chosen, scratch, sequence);
-    queue_weight_gradients<Stored<decltype(element)>>(queue, problem, gradients, dense, sequence);
+    queue_weight_gradients<T>(queue, problem, gradients, dense, sequence);
   });
   return queue.status();
 }

@@ -161,10 +161,14 @@ struct OptionRowState {
   Pair<float> c, c_prev;
   uint32_t keep;
 
+  // Step s will be fetched next.
+  DEVICE void place(const BackwardCall<T>& call, const BlockRows& block, int row, int s) {
+    marks.bytes = 0;
+    for (int i = s - 1; i < s + 2; ++i) marks.push(mark_at(call.options, block, row, i));
+  }
   DEVICE void begin(const BackwardCall<T>& call, const BlockRows& block, int row,
                     const UnitPair& pair) {
-    marks.bytes = 0;
-    for (int s = -1; s < 2; ++s) marks.push(mark_at(call.options, block, row, s));
+    place(call, block, row, 0);
     dc[0] = dc[1] = kept[0] = kept[1] = 0.0f;
     if (call.dc_n == nullptr || row >= block.rows || !pair.exists) return;
     const Pair<T> dc_n = load_pair(call.dc_n + block.state(row, call.hidden) + pair.unit,
@@ -190,7 +194,7 @@ struct OptionRowState {
     if (call.dcells != nullptr) {
       dcells = fetch_step(call.dcells, call.dcells_t, call.dcells_b, call.wide_dcells);
     }
-    keep = keep_at(call.options, block, row, s, hidden, pair, int(gridDim.y));
+    keep = keep_at(call.options, block, row, s, hidden, pair);
     const float* const cells = call.cells[block.direction] + pair.unit;
     c = load_pair(cells + (first + b) * hidden, pair.wide, pair.both);
     c_prev = {0.0f, 0.0f};
@@ -230,11 +234,11 @@ DEVICE void hand_back(const BackwardCall<T>& call, const BlockRows& block, int r
   }
 }
 
-// cell_gradients with options; dz is zeros where the row has no such step.
+// With options; dz is not touched where the row has no such step.
 template <class Number, class T>
-DEVICE bool cell_gradients_with_options(const BackwardCall<T>& call, const BlockRows& block,
-                                        int row, int s, const UnitPair& pair, float (&dh)[2],
-                                        OptionRowState<T>& state, float (&dz)[4][2]) {
+DEVICE bool cell_gradients(const BackwardCall<T>& call, const BlockRows& block, int row, int s,
+                           const UnitPair& pair, float (&dh)[2], OptionRowState<T>& state,
+                           float (&dz)[4][2]) {
   using Row = OptionRowState<T>;
   const StepOptions<T>& options = call.options;
   const int64_t at = block.state(row, call.hidden) + pair.unit;
@@ -321,7 +325,7 @@ DEVICE void backward_cells(const BackwardCall<Stored<Element>>& call, const Bloc
   if (row >= block.rows || !pair.exists) return;
   float dz[4][2] = {};
   state.marks.push(mark_at(call.options, block, row, s + 2));
-  if (cell_gradients_with_options<Number>(call, block, row, s, pair, dh, state, dz)) {
+  if (cell_gradients<Number>(call, block, row, s, pair, dh, state, dz)) {
 #pragma unroll
     for (int gate = 0; gate < 4; ++gate) {
       put_pair<Element>(next_state, gate * kUnits + pair.unit, dz[gate][0], dz[gate][1]);

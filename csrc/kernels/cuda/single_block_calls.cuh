@@ -3,6 +3,7 @@
 #pragma once
 
 #include "options.h"
+#include "pieces.h"
 #include "single_block_backward.cuh"
 #include "single_block_forward.cuh"
 #include "single_block_sequence.cuh"
@@ -21,6 +22,7 @@ StepOptions<T> step_options(const Problem& p) {
           static_cast<float>(zoneout.h),
           static_cast<float>(zoneout.c),
           static_cast<const T*>(p.h_factors),
+          p.D,
           pairs_are_aligned(zoneout.keep, 0, 0, p.H, 1),
           pairs_are_aligned(p.h_factors, 0, 0, p.H, sizeof(T))};
 }
@@ -207,31 +209,21 @@ class Summed {
   bool begun_ = false;
 };
 
-// Where backward keeps what its products need; see BackwardScratch.
-struct DenseScratch {
-  void* dz;  // [D, N, 4H]
-  void *h_prev, *x;
-  const float* db;  // [D, parts, 4H]
-  int64_t parts;
-  float* sums;
-};
-
-// Gates that the reserve does not hold -> dz's place, a stretch of rows at a time: z [z_rows, 4H]
-// as summed, or null where that has the stored type.
+// Gates that the reserve does not hold -> dz's place, a stretch of rows at a time.
 template <class T>
 void queue_gates(Queue& queue, const Problem& p, const Gradients& gradients,
-                 const DenseScratch& scratch, const Sequence& sequence, float* z, int64_t z_rows) {
-  const int64_t N = row_count(p), H = p.H;
+                 const DenseScratch& scratch, const Sequence& sequence) {
+  const int64_t N = row_count(p), H = p.H, most = scratch.z_rows;
   const Operand x = queue_finite_x<T>(queue, p, scratch.x);
   for (int32_t d = 0; d < p.D; ++d) {
     const Weights& w = p.weights[d];
     queue_previous_h<T>(queue, p, gradients, sequence, d, scratch.h_prev);
-    for (int64_t first = 0; first < N; first += z_rows) {
+    for (int64_t first = 0; first < N; first += most) {
       Activate<T> call = {};
-      call.rows = first + z_rows < N ? z_rows : N - first;
+      call.rows = first + most < N ? most : N - first;
       call.hidden = H;
       call.gates = static_cast<T*>(scratch.dz) + (d * N + first) * 4 * H;
-      void* const sums = z != nullptr ? static_cast<void*>(z) : call.gates;
+      void* const sums = scratch.z != nullptr ? static_cast<void*>(scratch.z) : call.gates;
       queue.multiply(call.rows, 4 * H, p.I,
                      Operand{static_cast<const T*>(x.data) + first * x.row, x.row},
                      Operand{w.w_ih, p.I, true}, sums, false);

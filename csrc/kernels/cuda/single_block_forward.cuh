@@ -209,12 +209,16 @@ struct ForwardRow {
   MarkWindow marks;  // of the present step and of the next
   uint32_t keep;
 
-  // Step s will be the first. The state in shared memory is h0.
+  // Step s will be fetched next.
+  DEVICE void place(const ForwardCall<T>& call, const BlockRows& block, int row, int s) {
+    marks.bytes = 0;
+    marks.push(mark_at(call.options, block, row, s));
+  }
+  // Step 0 will. The state in shared memory is h0.
   DEVICE void begin(const ForwardCall<T>& call, const BlockRows& block, int row,
                     const UnitPair& pair) {
     h[0] = h[1] = 0.0f;
-    marks.bytes = 0;
-    marks.push(mark_at(call.options, block, row, 0));
+    place(call, block, row, 0);
     if (call.h0 == nullptr || row >= block.rows || !pair.exists) return;
     const T* const h0 = call.h0 + block.state(row, call.hidden) + pair.unit;
     h[0] = device::to_float(h0[0]);
@@ -223,52 +227,61 @@ struct ForwardRow {
   DEVICE void fetch(const ForwardCall<T>& call, const BlockRows& block, int row, int s,
                     const UnitPair& pair) {
     marks.push(mark_at(call.options, block, row, s + 1));
-    keep = keep_at(call.options, block, row, s, call.hidden, pair, int(gridDim.y));
+    keep = keep_at(call.options, block, row, s, call.hidden, pair);
   }
 };
 
-// forward_cells with options. What the next step reads as h goes into next_state; a row without
-// this step leaves zeros.
-template <class Number, class Element>
-DEVICE void forward_cells_with_options(const ForwardCall<Stored<Element>>& call,
-                                       const BlockRows& block, int row, int time, int64_t first,
-                                       const UnitPair& pair, float (&z)[4][2],
-                                       const float* projected, float (&c)[2],
-                                       ForwardRow<Stored<Element>>& state, uint32_t* next_state) {
-  using T = Stored<Element>;
+// compute_cells with options; state.h is a state as c is. stored_h, stored_c: what y and the cells
+// of every step show. A row without this step keeps its states and leaves zeros.
+template <class Number, class T>
+DEVICE void compute_cells_with_options(const ForwardCall<T>& call, float (&z)[4][2], float (&c)[2],
+                                       ForwardRow<T>& state, float (&stored_h)[2],
+                                       float (&stored_c)[2]) {
   const StepOptions<T>& options = call.options;
-  const bool ended = state.marks.ended(1), stays = !state.marks.ended(0);
-  float stored_h[2] = {}, stored_c[2] = {};
-  if (ended) {
+  if (state.marks.ended(1)) {
 #pragma unroll
     for (int gate = 0; gate < 4; ++gate) z[gate][0] = z[gate][1] = 0.0f;
-  } else {
-    if (state.marks.resets(1)) c[0] = c[1] = state.h[0] = state.h[1] = 0.0f;
-    add_projected(call, pair, projected, z);
-    const float before[2] = {c[0], c[1]};
-    compute_cells<Number>(z, c, stored_h);
+    stored_h[0] = stored_h[1] = stored_c[0] = stored_c[1] = 0.0f;
+    return;
+  }
+  if (state.marks.resets(1)) c[0] = c[1] = state.h[0] = state.h[1] = 0.0f;
+  const float before[2] = {c[0], c[1]};
+  compute_cells<Number>(z, c, stored_h);
 #pragma unroll
-    for (int q = 0; q < 2; ++q) {
-      if (options.zones) {
-        stored_h[q] = kept(share(options, state.keep, kKeepH, q), state.h[q], stored_h[q]);
-        c[q] = kept(share(options, state.keep, kKeepC, q), before[q], c[q]);
-      }
-      state.h[q] = device::to_float(device::from_float<T>(stored_h[q]));
-      stored_c[q] = c[q];
+  for (int q = 0; q < 2; ++q) {
+    if (options.zones) {
+      stored_h[q] = kept(share(options, state.keep, kKeepH, q), state.h[q], stored_h[q]);
+      c[q] = kept(share(options, state.keep, kKeepC, q), before[q], c[q]);
     }
+    state.h[q] = device::to_float(device::from_float<T>(stored_h[q]));
+    stored_c[q] = c[q];
   }
-  // The unit past the end meets zero weights only, but what it holds may not be finite.
-  if (state.marks.resets(0)) {
-    put_pair<Element>(next_state, pair.unit, 0.0f, 0.0f);
-  } else if (!ended && stays) {
-    const float2 factor = factors_at(options, block, row, call.hidden, pair);
-    put_pair<Element>(next_state, pair.unit, state.h[0] * factor.x,
-                      pair.both ? state.h[1] * factor.y : 0.0f);
-  }
+}
+
+// The h that the gates of the next step read. False where the row has no next step.
+template <class T>
+DEVICE bool next_h(const ForwardCall<T>& call, const BlockRows& block, int row,
+                   const UnitPair& pair, const ForwardRow<T>& state, float (&h)[2]) {
+  h[0] = h[1] = 0.0f;
+  if (state.marks.ended(0)) return false;
+  if (state.marks.resets(0)) return true;
+  const float2 factor = factors_at(call.options, block, row, call.hidden, pair);
+  h[0] = state.h[0] * factor.x, h[1] = state.h[1] * factor.y;
+  return true;
+}
+
+// store_cells with options, and the states of a row that has no step at all.
+template <class T>
+DEVICE void store_cells_with_options(const ForwardCall<T>& call, const BlockRows& block, int row,
+                                     int time, int64_t first, const UnitPair& pair,
+                                     const float (&z)[4][2], const float (&c)[2],
+                                     const ForwardRow<T>& state, const float (&stored_h)[2],
+                                     const float (&stored_c)[2]) {
+  const bool ended = state.marks.ended(1), stays = !state.marks.ended(0);
   store_cells(call, block, row, time, !ended && !stays, first, pair, z, stored_c, stored_h);
   if (call.all_cells != nullptr) {
-    const int64_t at =
-        ((first + block.first_row + row) * gridDim.y + block.direction) * call.hidden;
+    const int64_t step_row = first + block.first_row + row;
+    const int64_t at = (step_row * call.options.directions + block.direction) * call.hidden;
     store_pair(call.all_cells + at + pair.unit, stored_c[0], stored_c[1], call.wide_all_cells,
                pair.both);
   }
@@ -277,6 +290,23 @@ DEVICE void forward_cells_with_options(const ForwardCall<Stored<Element>>& call,
     store_pair(call.h_n + at, state.h[0], state.h[1], pair.wide, pair.both);
     store_pair(call.c_n + at, c[0], c[1], pair.wide, pair.both);
   }
+}
+
+// forward_cells with options.
+template <class Number, class Element>
+DEVICE void forward_cells_with_options(const ForwardCall<Stored<Element>>& call,
+                                       const BlockRows& block, int row, int time, int64_t first,
+                                       const UnitPair& pair, float (&z)[4][2],
+                                       const float* projected, float (&c)[2],
+                                       ForwardRow<Stored<Element>>& state, uint32_t* next_state) {
+  add_projected(call, pair, projected, z);
+  float stored_h[2], stored_c[2], h[2];
+  compute_cells_with_options<Number>(call, z, c, state, stored_h, stored_c);
+  // The unit past the end meets zero weights only, but what it holds may not be finite.
+  if (next_h(call, block, row, pair, state, h)) {
+    put_pair<Element>(next_state, pair.unit, h[0], pair.both ? h[1] : 0.0f);
+  }
+  store_cells_with_options(call, block, row, time, first, pair, z, c, state, stored_h, stored_c);
 }
 
 // ---- the tensor core kernel ---------------------------------------------------------------------

@@ -1,9 +1,10 @@
-// The options of marks.cuh in the single-block family: what a lane keeps of a row for them. Kernels
-// have instances of their own for such calls (kOptions), so that the others stay as they are.
+// The options of marks.cuh in the families with resident weights: what a lane or thread keeps of a
+// row for them. Kernels have instances of their own for such calls (kOptions), so that the others
+// stay as they are.
 //
-// There all rows take part in all steps, and a byte of marks says what each step is. State that
-// lies in registers needs no distinction between a first step and another one: a row that has not
-// begun holds its initial state.
+// There all rows take part in all steps, and a byte of marks says what each step is. State that is
+// kept from step to step needs no distinction between a first step and another one: a row that has
+// not begun holds its initial state.
 #pragma once
 
 #include "marks.cuh"
@@ -20,6 +21,7 @@ struct StepOptions {
   const uint8_t* keep;   // ? [T, B, D*H]
   float h, c;
   const T* h_factors;              // ? [D, B, H]
+  int32_t directions;              // D
   bool wide_keep, wide_h_factors;  // their pairs of units are aligned
 };
 
@@ -45,11 +47,11 @@ DEVICE uint32_t mark_at(const StepOptions<T>& options, const BlockRows& block, i
 // The bytes of keep of a pair of units at step s.
 template <class T>
 DEVICE uint32_t keep_at(const StepOptions<T>& options, const BlockRows& block, int row, int s,
-                        int hidden, const UnitPair& pair, int directions) {
+                        int hidden, const UnitPair& pair) {
   if (options.keep == nullptr || s >= block.steps || row >= block.rows || !pair.exists) return 0;
   const int64_t step_row = int64_t{block.time(s)} * block.sequence.batch + block.first_row + row;
   const uint8_t* const from =
-      options.keep + (step_row * directions + block.direction) * hidden + pair.unit;
+      options.keep + (step_row * options.directions + block.direction) * hidden + pair.unit;
   if (options.wide_keep) return *reinterpret_cast<const uint16_t*>(from);
   return from[0] | (pair.both ? uint32_t{from[1]} << 8 : 0);
 }

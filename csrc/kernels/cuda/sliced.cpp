@@ -6,8 +6,6 @@
 #include <initializer_list>
 
 #include "options.h"
-#include "pieces.h"
-#include "steps.h"
 
 namespace fused_lstm {
 namespace cuda {
@@ -25,7 +23,6 @@ const char* refusal(const Problem& p, bool cluster, const Launch& launch) {
   if (cluster && device.arch < kOldestClusterArch) return "needs sm_90";
   if (device.arch > kNewestArch) return "not compiled for sm_100 and newer yet";
   if (p.weights[0].w_hr != nullptr || p.P != p.H) return "h is projected";
-  if (has_options(p) || p.recompute) return "resets, cells and other options have no kernel here";
   if (p.H > kMostUnits) return "H is too large";
   if (device.sms < 1) return "the device has no multiprocessors";
   if (p.T >= INT32_MAX || p.B > INT32_MAX || p.I > INT32_MAX) return "a size needs 64 bits";
@@ -131,6 +128,7 @@ Plan plan(const Problem& p, bool cluster, bool backward, const Launch& launch) {
     slices.bytes = static_cast<int>(element_bytes(p.dtype));
     slices.strict = strict;
     slices.backward = backward;
+    slices.options = has_options(p);
     for (const int rows : {few_rows(strict), many_rows(strict)}) {
       slices.rows = rows;
       search.consider(slices, &best);
@@ -161,6 +159,9 @@ int64_t packed_bytes(const Problem& p, const Slices& s) {
   const int64_t depth = s.strict ? s.padded() / 2 : int64_t{s.state_words()} / 8;
   return p.D * warps * depth * (s.strict || s.backward ? 1 : 4) * kFragmentBytes;
 }
+int64_t carried_bytes(const Problem& p, const Slices& s) {
+  return s.states() * p.D * p.B * p.H * int64_t{sizeof(float)};
+}
 
 }  // namespace
 
@@ -183,28 +184,22 @@ ForwardScratch forward_scratch(const Problem& p, const Plan& plan, void* base) {
   pieces.take(scratch.projected, p.D * rows * 4 * p.H * int64_t{sizeof(float)});
   pieces.take(scratch.x, rows * p.I * stored, !rows_of_x_are_uniform(p));
   pieces.take(scratch.meeting, meeting_words(p, plan) * int64_t{sizeof(uint32_t)});
-  pieces.take(scratch.carried, p.D * p.B * p.H * int64_t{sizeof(float)});
+  pieces.take(scratch.carried, carried_bytes(p, plan.slices));
   scratch.bytes = pieces.bytes();
   return scratch;
 }
 
 BackwardScratch backward_scratch(const Problem& p, const Gradients& gradients, const Plan& plan,
                                  void* base) {
-  const int64_t rows = row_count(p), stored = element_bytes(p.dtype);
   const bool packed = p.batch_sizes != nullptr;
-  const DenseProducts ends(p, gradients);
   BackwardScratch scratch;
   Pieces pieces(base);
   pieces.take(scratch.lengths, p.B * int64_t{sizeof(int32_t)}, packed);
   pieces.take(scratch.offsets, p.T * int64_t{sizeof(int64_t)}, packed);
   pieces.take(scratch.w_hh, packed_bytes(p, plan.slices));
-  pieces.take(scratch.dz, p.D * rows * 4 * p.H * stored);
-  pieces.take(scratch.h_prev, rows * p.H * stored, ends.dw_hh);
-  pieces.take(scratch.x, rows * p.I * stored, ends.dw_ih && !rows_of_x_are_uniform(p));
-  pieces.take(scratch.sums, ends.largest * int64_t{sizeof(float)}, stored == 2 && ends.largest > 0);
-  pieces.take(scratch.db, p.D * plan.groups * 4 * p.H * int64_t{sizeof(float)});
+  scratch.dense = take_dense(pieces, p, gradients, plan.groups);
   pieces.take(scratch.meeting, meeting_words(p, plan) * int64_t{sizeof(uint32_t)});
-  pieces.take(scratch.carried, p.D * p.B * p.H * int64_t{sizeof(float)});
+  pieces.take(scratch.carried, carried_bytes(p, plan.slices));
   scratch.bytes = pieces.bytes();
   return scratch;
 }

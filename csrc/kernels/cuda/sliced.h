@@ -11,12 +11,16 @@
 // Forward:   clear counters, h0 and c0 | pack weights | x W_ih^T for all steps | recurrence
 // Backward:  clear, dc_n | pack W_hh^T | recurrence -> dz [N, 4H] | dW_ih, dW_hh, dx as products
 //
+// Where the reserve holds no gates, products and one kernel put them where dz will be, before the
+// recurrence. The options of marks.cuh have instances of their own.
+//
 // A sequence of more than kMostSteps steps takes several launches, so that no launch holds the
 // device for long. A block that waits in vain for another gives up after Launch::patience, sets
 // Launch::fault and returns, and so do the others.
 #pragma once
 
 #include "cuda.h"
+#include "pieces.h"
 #include "sliced_tiles.h"
 
 namespace fused_lstm {
@@ -49,7 +53,7 @@ struct ForwardScratch {
   float* projected;   // [D, N, 4H]
   void* x;            // [N, I] where its rows lie at no one distance
   uint32_t* meeting;  // one word for all, counters, and the state of all groups: cleared
-  float* carried;     // [D, B, H]
+  float* carried;     // [states, D, B, H], see Slices
   int64_t bytes;
 };
 ForwardScratch forward_scratch(const Problem& problem, const Plan& plan, void* base);
@@ -57,12 +61,8 @@ ForwardScratch forward_scratch(const Problem& problem, const Plan& plan, void* b
 struct BackwardScratch {
   int32_t* lengths;
   int64_t* offsets;
-  void* w_hh;    // transposed
-  void* dz;      // [D, N, 4H] as stored
-  void* h_prev;  // [N, H] as stored, for dw_hh
-  void* x;
-  float* db;    // [D, groups, 4H]; cleared, as is what follows
-  float* sums;  // products of 16-bit types before they are rounded: the largest one
+  void* w_hh;          // transposed
+  DenseScratch dense;  // parts: groups; db begins cleared
   uint32_t* meeting;
   float* carried;
   int64_t bytes;

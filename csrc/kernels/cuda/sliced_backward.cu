@@ -8,12 +8,12 @@ namespace cuda {
 namespace sliced {
 namespace {
 
-template <class Product>
+template <class Product, bool kOptions>
 auto kernel_of(bool cluster) {
   using T = Stored<typename Product::Element>;
-  void (*const kernel)(BackwardSlices<T>) = cluster
-                                                ? sliced_backward_kernel<Product, ClusterExchange>
-                                                : sliced_backward_kernel<Product, GridExchange>;
+  void (*const kernel)(BackwardSlices<T>) =
+      cluster ? sliced_backward_kernel<Product, ClusterExchange, kOptions>
+              : sliced_backward_kernel<Product, GridExchange, kOptions>;
   return kernel;
 }
 
@@ -22,25 +22,26 @@ template <class Product>
 bool queue_backward(Queue& queue, const Problem& p, const Gradients& gradients, const Plan& plan,
                     const BackwardScratch& scratch, const Launch& launch) {
   using T = Stored<typename Product::Element>;
-  const auto kernel = kernel_of<Product>(plan.cluster);
+  const auto kernel = plan.slices.options ? kernel_of<Product, true>(plan.cluster)
+                                          : kernel_of<Product, false>(plan.cluster);
+  const DenseScratch& dense = scratch.dense;
   if (!has_room(kernel, plan, launch)) return false;
   const Sequence sequence =
       single_block::queue_sequence(queue, p, scratch.lengths, scratch.offsets);
   BackwardSlices<T> arguments = {};
   auto& call = arguments.call;
-  call = single_block::backward_call<T>(p, gradients, scratch.dz);
+  call = single_block::backward_call<T>(p, gradients, dense.dz);
   call.sequence = sequence;
   call.w_hh = static_cast<const uint4*>(scratch.w_hh);
-  call.db = scratch.db;
+  call.db = dense.db;
   const Meeting meeting = queue_meeting(queue, p, plan, launch, scratch.meeting);
-  queue_clear(queue, scratch.db, p.D * plan.groups * 4 * p.H);
-  queue_begin<Product>(queue, p, plan, meeting, nullptr, gradients.dc_n, scratch.carried);
+  queue_clear(queue, dense.db, p.D * plan.groups * 4 * p.H);
+  queue_begin<Product>(queue, p, plan, meeting, gradients.dc_n, scratch.carried);
   const int depth =
       queue_weights<typename Product::Element, true>(queue, p, plan.slices, scratch.w_hh);
-  arguments.cut = make_cut(plan, meeting, depth, scratch.carried);
+  if (p.recompute) single_block::queue_gates<T>(queue, p, gradients, dense, sequence);
+  arguments.cut = make_cut(p, plan, meeting, depth, scratch.carried);
   if (!queue_steps(queue, kernel, p, plan, p.T + 1, arguments)) return false;
-  const single_block::DenseScratch dense = {scratch.dz, scratch.h_prev, scratch.x,
-                                            scratch.db, plan.groups,    scratch.sums};
   single_block::queue_weight_gradients<T>(queue, p, gradients, dense, sequence);
   return true;
 }
@@ -71,7 +72,7 @@ void read_cluster_limits(Device* device) {
     how.block = dim3(sliced::kThreads);
     how.shared = static_cast<size_t>(device->shared_per_block);
     device->clusters[i] =
-        device->arch >= 90 ? device::most_at_once(sliced::kernel_of<Product>(true), how) : 0;
+        device->arch >= 90 ? device::most_at_once(sliced::kernel_of<Product, false>(true), how) : 0;
   }
 }
 

@@ -25,12 +25,23 @@ template <class T>
 DEVICE void fetch_step(const single_block::BackwardCall<T>& call, const BlockRows& block, int row,
                        int s, int64_t first, int64_t before, const UnitPair& pair,
                        single_block::RowState<T>& state) {
+  state.place(block, row, pair);
   single_block::fetch_row(call, block, row, s, first, before, pair, state);
   if (!state.active(s) || s == state.begin) return;
   const float* const cells = call.cells[block.direction] + pair.unit;
   const auto c = single_block::load_pair(cells + (first + block.first_row + row) * call.hidden,
                                          pair.wide, pair.both);
   state.c[0] = c.first, state.c[1] = c.second;
+}
+
+// The same with options, and the marks around the step.
+template <class T>
+DEVICE void fetch_step(const single_block::BackwardCall<T>& call, const BlockRows& block, int row,
+                       int s, int64_t first, int64_t before, const UnitPair& pair,
+                       single_block::OptionRowState<T>& state) {
+  state.place(call, block, row, s);
+  state.fetch(call, block, row, s, first, before, pair);
+  state.marks.push(0);  // of step s + 2, which nobody asks for
 }
 
 // The threads' parts of db [gate][unit], row by row through `sums`, added to this group's.
@@ -52,19 +63,20 @@ DEVICE void add_db(const float (&db)[4][2], const ThreadPlace& thread, int rows,
   }
 }
 
-template <class Product, class Exchange>
+template <class Product, class Exchange, bool kOptions>
 __global__ void __launch_bounds__(kThreads, 1)
     sliced_backward_kernel(BackwardSlices<Stored<typename Product::Element>> arguments) {
   if constexpr (Exchange::kCluster ? !device::kClusters : !device::kResidentKernels) {
     return device::refuse();
   }
   using T = Stored<typename Product::Element>;
+  constexpr int kStates = kOptions ? 2 : 1;
   const auto& call = arguments.call;
   const Cut& cut = arguments.cut;
   const int hidden = call.hidden, direction = cut.first_direction + int(blockIdx.z);
   const BlockRows block(call.sequence, direction, int(blockIdx.y) * cut.group_rows, cut.group_rows,
                         true);
-  const Room room(cut, Product::kRows, Exchange::kCluster, true);
+  const Room room(cut, Product::kRows, kStates, Exchange::kCluster, true);
   const WarpPlace warp(cut, direction, Product::kWarpTiles);
   const ThreadPlace thread(cut, Product::kRows);
   const UnitPair pair(int(blockIdx.x) * cut.units + thread.unit, hidden);
@@ -73,8 +85,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   w_hh.load(call.w_hh + warp.fragments,
             room.weights + int(threadIdx.x) / 32 * cut.rest_fragments * 32, warp.share);
   float* const cells = room.cells + thread.row * cut.units + thread.unit;
-  const int cells_of_pass = Product::kRows * cut.units;
-  carry_cells<false>(cut, block, thread, Product::kRows, hidden, pair, cells);
+  const int cells_of_pass = Product::kRows * cut.units, cells_of_state = cut.group_rows * cut.units;
+  carry_cells<false, kStates>(cut, block, thread, Product::kRows, hidden, pair, cells);
 
   const int group = direction * int(gridDim.y) + int(blockIdx.y);
   Exchange exchange(cut.meeting, group, room.state, room.flag);
@@ -84,26 +96,32 @@ __global__ void __launch_bounds__(kThreads, 1)
   for (int s = cut.begin; s < end; ++s) {
     const int64_t first = block.first(s), before = block.first(s + 1);
     for (int pass = 0; pass < cut.passes; ++pass) {
-      const int row = pass * Product::kRows + thread.row;
+      const int row = thread.exists ? pass * Product::kRows + thread.row : block.rows;
+      const bool exists = row < block.rows && pair.exists;
       float* const kept = cells + pass * cells_of_pass;
-      single_block::RowState<T> state = {};
-      state.place(block, thread.exists ? row : block.rows, pair);
+      single_block::RowStateOf<T, kOptions> state = {};
       fetch_step(call, block, row, s, first, before, pair, state);
       if (pass == 0 && !exchange.wait(s)) return;
       w_hh.multiply(exchange, s, pass, warp.share,
                     room.sums + warp.part * Product::kRows * cut.sums_pitch + warp.first_unit,
                     cut.sums_pitch, cut.units);
       __syncthreads();
-      float dz[4][2];
-      bool active = false;
-      if (state.end >= 0) {
+      float dz[4][2] = {};
+      bool active = false;  // in this step
+      if (exists) {
         const float2 sum = add_parts(room.sums + thread.row * cut.sums_pitch + thread.unit,
                                      cut.parts, Product::kRows * cut.sums_pitch);
         float dh[2] = {sum.x, sum.y};
         state.dc[0] = kept[0], state.dc[1] = kept[1];
+        if constexpr (kOptions) {
+          state.kept[0] = kept[cells_of_state], state.kept[1] = kept[cells_of_state + 1];
+        }
         active = single_block::cell_gradients<typename Product::Number>(call, block, row, s, pair,
                                                                         dh, state, dz);
         kept[0] = state.dc[0], kept[1] = state.dc[1];
+        if constexpr (kOptions) {
+          kept[cells_of_state] = state.kept[0], kept[cells_of_state + 1] = state.kept[1];
+        }
       }
       if (active) {
 #pragma unroll
@@ -117,11 +135,13 @@ __global__ void __launch_bounds__(kThreads, 1)
       } else {
         __syncthreads();
       }
-      if (active) single_block::store_dz(call, block, row, first, pair, dz, db);
+      // With options a row without this step leaves zeros.
+      const bool stores = kOptions ? exists && s < block.steps : active;
+      if (stores) single_block::store_dz(call, block, row, first, pair, dz, db);
     }
   }
   exchange.finish();
-  carry_cells<true>(cut, block, thread, Product::kRows, hidden, pair, cells);
+  carry_cells<true, kStates>(cut, block, thread, Product::kRows, hidden, pair, cells);
   add_db(db, thread, Product::kRows, cut.units, hidden, room.sums,
          call.db + int64_t{group} * 4 * hidden);
 }

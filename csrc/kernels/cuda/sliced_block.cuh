@@ -21,7 +21,8 @@ struct Cut {
   int32_t rest_fragments;                 // of a warp, in shared memory
   int32_t sums_pitch;
   int32_t first_direction, begin, end;
-  float* carried;  // [D, B, H]: c, or dc, from one launch to the next
+  float* carried;        // [states, D, B, H]: what cells keep, from one launch to the next
+  int64_t carried_each;  // D * B * H
 };
 
 // Shared memory in the order of Slices::shared_bytes.
@@ -29,16 +30,16 @@ struct Room {
   uint4* weights;   // [kWarps][rest_fragments][32]
   uint32_t* state;  // [2][exchange_words], in a cluster
   float* sums;      // [parts][rows][sums_pitch]
-  float* cells;     // [group_rows][units]
+  float* cells;     // [states][group_rows][units]
   float* bias;      // [4][units], forward
   uint32_t* flag;
 
-  DEVICE Room(const Cut& cut, int rows, bool cluster, bool backward) {
+  DEVICE Room(const Cut& cut, int rows, int states, bool cluster, bool backward) {
     weights = device::dynamic_shared<uint4>();
     state = reinterpret_cast<uint32_t*>(weights + kWarps * cut.rest_fragments * 32);
     sums = reinterpret_cast<float*>(state + (cluster ? 2 * cut.meeting.exchange_words : 0));
     cells = sums + cut.parts * rows * cut.sums_pitch;
-    bias = cells + cut.group_rows * cut.units;
+    bias = cells + states * cut.group_rows * cut.units;
     flag = reinterpret_cast<uint32_t*>(bias + (backward ? 0 : 4 * cut.units));
   }
 };
@@ -77,22 +78,26 @@ struct ThreadPlace {
   }
 };
 
-// A thread's cells (c, or dc) between shared memory and what goes from one launch to the next: of
+// What a thread's cells keep between shared memory and what goes from one launch to the next: of
 // all its rows, a pair of units each. kOut: out of shared memory.
-template <bool kOut>
+template <bool kOut, int kStates>
 DEVICE void carry_cells(const Cut& cut, const BlockRows& block, const ThreadPlace& thread, int rows,
                         int hidden, const UnitPair& pair, float* cells) {
   for (int pass = 0; thread.exists && pair.exists && pass < cut.passes; ++pass) {
     const int row = pass * rows + thread.row;
     if (row >= block.rows) break;
-    float* const carried = cut.carried + block.state(row, hidden) + pair.unit;
-    float* const held = cells + pass * rows * cut.units;
-    if constexpr (kOut) {
-      carried[0] = held[0];
-      if (pair.both) carried[1] = held[1];
-    } else {
-      held[0] = carried[0];
-      held[1] = pair.both ? carried[1] : 0.0f;
+#pragma unroll
+    for (int i = 0; i < kStates; ++i) {
+      float* const carried =
+          cut.carried + i * cut.carried_each + block.state(row, hidden) + pair.unit;
+      float* const held = cells + (i * cut.group_rows + pass * rows) * cut.units;
+      if constexpr (kOut) {
+        carried[0] = held[0];
+        if (pair.both) carried[1] = held[1];
+      } else {
+        held[0] = carried[0];
+        held[1] = pair.both ? carried[1] : 0.0f;
+      }
     }
   }
 }

@@ -7,14 +7,22 @@ namespace cuda {
 namespace sliced {
 namespace {
 
+template <class Product, bool kOptions>
+auto kernel_of(bool cluster) {
+  using T = Stored<typename Product::Element>;
+  void (*const kernel)(ForwardSlices<T>) =
+      cluster ? sliced_forward_kernel<Product, ClusterExchange, kOptions>
+              : sliced_forward_kernel<Product, GridExchange, kOptions>;
+  return kernel;
+}
+
 // False when the device has no room for the launch.
 template <class Product>
 bool queue_forward(Queue& queue, const Problem& p, const Outputs& outputs, const Plan& plan,
                    const ForwardScratch& scratch, const Launch& launch) {
   using T = Stored<typename Product::Element>;
-  void (*const kernel)(ForwardSlices<T>) = plan.cluster
-                                               ? sliced_forward_kernel<Product, ClusterExchange>
-                                               : sliced_forward_kernel<Product, GridExchange>;
+  const auto kernel = plan.slices.options ? kernel_of<Product, true>(plan.cluster)
+                                          : kernel_of<Product, false>(plan.cluster);
   if (!has_room(kernel, plan, launch)) return false;
   ForwardSlices<T> arguments = {};
   auto& call = arguments.call;
@@ -25,11 +33,11 @@ bool queue_forward(Queue& queue, const Problem& p, const Outputs& outputs, const
     call.projected[d] = scratch.projected + d * row_count(p) * 4 * p.H;
   }
   const Meeting meeting = queue_meeting(queue, p, plan, launch, scratch.meeting);
-  queue_begin<Product>(queue, p, plan, meeting, p.h0, p.c0, scratch.carried);
+  queue_begin<Product>(queue, p, plan, meeting, p.c0, scratch.carried);
   const int depth =
       queue_weights<typename Product::Element, false>(queue, p, plan.slices, scratch.w_hh);
   single_block::queue_projection<T>(queue, p, scratch.x, scratch.projected);
-  arguments.cut = make_cut(plan, meeting, depth, scratch.carried);
+  arguments.cut = make_cut(p, plan, meeting, depth, scratch.carried);
   return queue_steps(queue, kernel, p, plan, p.T, arguments);
 }
 

@@ -36,18 +36,74 @@ DEVICE void load_bias(const single_block::ForwardCall<T>& call, int direction, i
   }
 }
 
-template <class Product, class Exchange>
+// A thread's cells at one step of one row: the gates, what y shows as h and the cells as c.
+template <class T, bool kOptions>
+struct ForwardCells {
+  float z[4][2] = {}, h[2], c[2];
+
+  // What lies in memory, ahead of the product.
+  DEVICE void fetch(const single_block::ForwardCall<T>& /*call*/, const BlockRows& /*block*/,
+                    int /*row*/, int /*s*/, const UnitPair& /*pair*/) {}
+  // From z before activation and the states that are kept; to_publish: what the next step reads as
+  // h, and false where the row has no next step.
+  template <class Number>
+  DEVICE bool compute(const single_block::ForwardCall<T>& /*call*/, const BlockRows& /*block*/,
+                      int /*row*/, const UnitPair& /*pair*/, float* kept_c, float* /*kept_h*/,
+                      float (&to_publish)[2]) {
+    c[0] = kept_c[0], c[1] = kept_c[1];
+    single_block::compute_cells<Number>(z, c, h);
+    kept_c[0] = c[0], kept_c[1] = c[1];
+    to_publish[0] = h[0], to_publish[1] = h[1];
+    return true;
+  }
+  DEVICE void store(const single_block::ForwardCall<T>& call, const BlockRows& block, int row,
+                    int time, int length, int64_t first, const UnitPair& pair) const {
+    single_block::store_cells(call, block, row, time, block.is_last(time, length), first, pair, z,
+                              c, h);
+  }
+};
+
+template <class T>
+struct ForwardCells<T, true> {
+  float z[4][2] = {}, h[2], c[2], state_c[2];
+  single_block::ForwardRow<T> row_state;
+
+  DEVICE void fetch(const single_block::ForwardCall<T>& call, const BlockRows& block, int row,
+                    int s, const UnitPair& pair) {
+    row_state.place(call, block, row, s);
+    row_state.fetch(call, block, row, s, pair);
+  }
+  template <class Number>
+  DEVICE bool compute(const single_block::ForwardCall<T>& call, const BlockRows& block, int row,
+                      const UnitPair& pair, float* kept_c, float* kept_h, float (&to_publish)[2]) {
+    state_c[0] = kept_c[0], state_c[1] = kept_c[1];
+    row_state.h[0] = kept_h[0], row_state.h[1] = kept_h[1];
+    single_block::compute_cells_with_options<Number>(call, z, state_c, row_state, h, c);
+    kept_c[0] = state_c[0], kept_c[1] = state_c[1];
+    kept_h[0] = row_state.h[0], kept_h[1] = row_state.h[1];
+    return single_block::next_h(call, block, row, pair, row_state, to_publish);
+  }
+  DEVICE void store(const single_block::ForwardCall<T>& call, const BlockRows& block, int row,
+                    int time, int /*length*/, int64_t first, const UnitPair& pair) const {
+    single_block::store_cells_with_options(call, block, row, time, first, pair, z, state_c,
+                                           row_state, h, c);
+  }
+};
+
+template <class Product, class Exchange, bool kOptions>
 __global__ void __launch_bounds__(kThreads, 1)
     sliced_forward_kernel(ForwardSlices<Stored<typename Product::Element>> arguments) {
   if constexpr (Exchange::kCluster ? !device::kClusters : !device::kResidentKernels) {
     return device::refuse();
   }
+  using Cells = ForwardCells<Stored<typename Product::Element>, kOptions>;
+  constexpr int kStates = kOptions ? 2 : 1;
   const auto& call = arguments.call;
   const Cut& cut = arguments.cut;
   const int hidden = call.hidden, direction = cut.first_direction + int(blockIdx.z);
   const BlockRows block(call.sequence, direction, int(blockIdx.y) * cut.group_rows, cut.group_rows,
                         false);
-  const Room room(cut, Product::kRows, Exchange::kCluster, false);
+  const Room room(cut, Product::kRows, kStates, Exchange::kCluster, false);
   const WarpPlace warp(cut, direction, Product::kWarpTiles);
   const ThreadPlace thread(cut, Product::kRows);
   const UnitPair pair(int(blockIdx.x) * cut.units + thread.unit, hidden);
@@ -58,8 +114,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   load_bias(call, direction, cut.units, room.bias);
   const bool has_cells = thread.exists && pair.exists;
   float* const cells = room.cells + thread.row * cut.units + thread.unit;
-  const int cells_of_pass = Product::kRows * cut.units;
-  carry_cells<false>(cut, block, thread, Product::kRows, hidden, pair, cells);
+  const int cells_of_pass = Product::kRows * cut.units, cells_of_state = cut.group_rows * cut.units;
+  carry_cells<false, kStates>(cut, block, thread, Product::kRows, hidden, pair, cells);
   __syncthreads();  // the bias
 
   const int group = direction * int(gridDim.y) + int(blockIdx.y);
@@ -72,14 +128,15 @@ __global__ void __launch_bounds__(kThreads, 1)
     for (int pass = 0; pass < cut.passes; ++pass) {
       const int row = pass * Product::kRows + thread.row, length = block.length(row);
       const bool active = has_cells && time < length;
-      float z[4][2] = {}, h[2], c[2];
+      Cells now;
       if (active) {
+        now.fetch(call, block, row, s, pair);
         const float* const x =
             call.projected[direction] + (first + block.first_row + row) * 4 * hidden + pair.unit;
 #pragma unroll
         for (int gate = 0; gate < 4; ++gate) {
           const auto from = single_block::load_pair(x + gate * hidden, pair.wide, pair.both);
-          z[gate][0] = from.first, z[gate][1] = from.second;
+          now.z[gate][0] = from.first, now.z[gate][1] = from.second;
         }
       }
       if (pass == 0 && !exchange.wait(s)) return;
@@ -94,28 +151,26 @@ __global__ void __launch_bounds__(kThreads, 1)
         for (int gate = 0; gate < 4; ++gate) {
           const int at = gate * cut.units;
           const float2 sum = add_parts(sums + at, cut.parts, Product::kRows * cut.sums_pitch);
-          z[gate][0] += sum.x + bias[at], z[gate][1] += sum.y + bias[at + 1];
+          now.z[gate][0] += sum.x + bias[at], now.z[gate][1] += sum.y + bias[at + 1];
         }
         float* const kept = cells + pass * cells_of_pass;
-        c[0] = kept[0], c[1] = kept[1];
-        single_block::compute_cells<typename Product::Number>(z, c, h);
-        kept[0] = c[0], kept[1] = c[1];
+        float h[2];
         // The unit past the end meets zero weights only, but what it holds may not be finite.
-        Product::publish(exchange, s, row, pair.unit, h[0], pair.both ? h[1] : 0.0f, cut.pieces);
+        if (now.template compute<typename Product::Number>(call, block, row, pair, kept,
+                                                           kept + cells_of_state, h)) {
+          Product::publish(exchange, s, row, pair.unit, h[0], pair.both ? h[1] : 0.0f, cut.pieces);
+        }
       }
       if (pass + 1 == cut.passes) {
         exchange.arrive();
       } else {
         __syncthreads();
       }
-      if (active) {
-        single_block::store_cells(call, block, row, time, block.is_last(time, length), first, pair,
-                                  z, c, h);
-      }
+      if (active) now.store(call, block, row, time, length, first, pair);
     }
   }
   exchange.finish();
-  carry_cells<true>(cut, block, thread, Product::kRows, hidden, pair, cells);
+  carry_cells<true, kStates>(cut, block, thread, Product::kRows, hidden, pair, cells);
 }
 
 }  // namespace sliced

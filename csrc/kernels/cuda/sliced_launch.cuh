@@ -31,14 +31,15 @@ struct BothCopies {
   }
 };
 
-// h0 into both copies, since a row that joins late finds it in either; and c0 or dc_n.
+// What the first step reads as h into both copies, since a packed row that joins late finds it in
+// either; and c0 or dc_n. With options h0 besides (backward: zeros).
 template <class T>
 struct BeginRows {
   int64_t directions, batch, hidden;
-  const T* h;       // ? [D, B, H]
-  const T* c;       // ? [D, B, H]
-  float* carried;   // [D, B, H]
-  uint32_t* words;  // [D][groups][2][exchange_words]
+  ReadH<T> read_h[2];          // forward; without h0 nothing is put anywhere
+  const T* c;                  // ? [D, B, H]
+  float *carried, *carried_h;  // [D, B, H]; ? the same
+  uint32_t* words;             // [D][groups][2][exchange_words]
   int64_t exchange_words, groups;
   int32_t group_rows, pieces;
 };
@@ -49,15 +50,25 @@ __global__ void begin_rows(BeginRows<Stored<typename Product::Element>> call) {
     const int64_t direction = row / call.batch, b = row % call.batch;
     const int64_t group = direction * call.groups + b / call.group_rows;
     const bool both = 2 * k + 1 < call.hidden;
-    const auto* const h = call.h != nullptr ? call.h + row * call.hidden + 2 * k : nullptr;
-    const auto* const c = call.c != nullptr ? call.c + row * call.hidden + 2 * k : nullptr;
-    float* const carried = call.carried + row * call.hidden + 2 * k;
-    carried[0] = c != nullptr ? device::to_float(c[0]) : 0.0f;
-    if (both) carried[1] = c != nullptr ? device::to_float(c[1]) : 0.0f;
-    if (h == nullptr) return;
+    const auto& read_h = call.read_h[direction];
+    const auto* const h0 = read_h.h0 != nullptr ? read_h.h0 + b * call.hidden : nullptr;
+    const auto* const c = call.c != nullptr ? call.c + row * call.hidden : nullptr;
+    float h[2] = {};
+    for (int64_t unit = 2 * k; unit < 2 * k + (both ? 2 : 1); ++unit) {
+      const int64_t at = row * call.hidden + unit;
+      call.carried[at] = c != nullptr ? device::to_float(c[unit]) : 0.0f;
+      if (call.carried_h != nullptr) {
+        call.carried_h[at] = h0 != nullptr ? device::to_float(h0[unit]) : 0.0f;
+      }
+      if (h0 == nullptr) continue;
+      const int32_t first = direction == 0 ? 0 : read_h.marks.T - 1;
+      h[unit % 2] = device::to_float(
+          read_h(first, static_cast<int32_t>(b), static_cast<int32_t>(unit), nullptr));
+    }
+    if (h0 == nullptr) return;
     BothCopies copies = {call.words + group * 2 * call.exchange_words, call.exchange_words};
     Product::publish(copies, 0, static_cast<int>(b % call.group_rows), static_cast<int>(2 * k),
-                     device::to_float(h[0]), both ? device::to_float(h[1]) : 0.0f, call.pieces);
+                     h[0], h[1], call.pieces);
   });
 }
 
@@ -77,20 +88,22 @@ inline Meeting queue_meeting(Queue& queue, const Problem& p, const Plan& plan, c
 
 template <class Product>
 void queue_begin(Queue& queue, const Problem& p, const Plan& plan, const Meeting& meeting,
-                 const void* h, const void* c, float* carried) {
+                 const void* c, float* carried) {
   using T = Stored<typename Product::Element>;
   const Slices& s = plan.slices;
-  const BeginRows<T> call = {p.D,
-                             p.B,
-                             p.H,
-                             static_cast<const T*>(h),
-                             static_cast<const T*>(c),
-                             carried,
-                             meeting.words,
-                             s.exchange_words(),
-                             plan.groups,
-                             s.group_rows(),
-                             s.pieces()};
+  BeginRows<T> call = {};
+  call.directions = p.D;
+  call.batch = p.B;
+  call.hidden = p.H;
+  for (int32_t d = 0; d < p.D && !s.backward; ++d) call.read_h[d] = read_h_of<T>(p, d);
+  call.c = static_cast<const T*>(c);
+  call.carried = carried;
+  if (s.options) call.carried_h = carried + p.D * p.B * p.H;
+  call.words = meeting.words;
+  call.exchange_words = s.exchange_words();
+  call.groups = plan.groups;
+  call.group_rows = s.group_rows();
+  call.pieces = s.pieces();
   queue.run(begin_rows<Product>, cover(p.D * p.B, (p.H + 1) / 2), call);
 }
 
@@ -102,7 +115,8 @@ int queue_weights(Queue& queue, const Problem& p, const Slices& s, void* packed)
   return tiles.depth();
 }
 
-inline Cut make_cut(const Plan& plan, const Meeting& meeting, int depth, float* carried) {
+inline Cut make_cut(const Problem& p, const Plan& plan, const Meeting& meeting, int depth,
+                    float* carried) {
   const Slices& s = plan.slices;
   Cut cut = {};
   cut.meeting = meeting;
@@ -116,6 +130,7 @@ inline Cut make_cut(const Plan& plan, const Meeting& meeting, int depth, float* 
   cut.rest_fragments = s.rest_pieces() * piece_fragments(s.strict, s.backward);
   cut.sums_pitch = s.sums_pitch();
   cut.carried = carried;
+  cut.carried_each = p.D * p.B * p.H;
   return cut;
 }
 

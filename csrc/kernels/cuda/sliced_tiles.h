@@ -51,6 +51,7 @@ struct Slices {
   int bytes = 0;  // of an element
   bool strict = false;
   bool backward = false;
+  bool options = false;  // of marks.cuh: instances of their own
 
   constexpr int padded() const { return units * blocks; }
   constexpr int group_rows() const { return rows * passes; }
@@ -77,7 +78,9 @@ struct Slices {
     return int64_t{kWarps} * rest_pieces() * piece_fragments(strict, backward) * kFragmentBytes;
   }
   constexpr int64_t sums_bytes() const { return int64_t{parts()} * rows * sums_pitch() * 4; }
-  constexpr int64_t cells_bytes() const { return int64_t{group_rows()} * units * 4; }  // c or dc
+  // What a cell keeps from step to step: c or dc, with options h or the part of dh that is kept.
+  constexpr int states() const { return options ? 2 : 1; }
+  constexpr int64_t cells_bytes() const { return int64_t{states()} * group_rows() * units * 4; }
   constexpr int64_t bias_bytes() const { return backward ? 0 : int64_t{units} * 16; }
   // In the order in which they lie there; the last 16 bytes are a flag.
   constexpr int64_t shared_bytes(bool cluster) const {
