@@ -77,7 +77,11 @@ constexpr PlanCase kPlans[] = {
      cuda::Family::kSingleBlock, true},
     {"one block: strict with options", "T=9 B=8 I=8 H=128 marks=3 dtype=float32",
      cuda::Family::kSingleBlock, true},
-    {"one block: 16 bits to 128 with options", "T=9 B=8 I=8 H=129 marks=3 dtype=bfloat16",
+    {"one block: 16 bits to 192 with options, x read directly",
+     "T=9 B=8 I=28 H=192 marks=3 dtype=bfloat16", cuda::Family::kSingleBlock, true},
+    {"one block: and projected ahead", "T=9 B=8 I=70 H=192 marks=3 dtype=float16",
+     cuda::Family::kSingleBlock, true},
+    {"one block: TF32 no further with options", "T=9 B=8 I=8 H=129 marks=3 dtype=float32 math=1",
      cuda::Family::kSingleBlock, false},
     {"cluster: not sm_89", "T=9 B=8 I=8 H=256 dtype=float16 arch=89", cuda::Family::kCluster,
      false},
@@ -150,7 +154,7 @@ void check_choice(Suite& suite) {
   expect("T=25 B=16 I=512 H=3000 dtype=bfloat16", cuda::Family::kStepwise);
   expect("T=25 B=16 I=64 H=512 dtype=bfloat16 arch=75", cuda::Family::kStepwise);
   expect("T=784 B=128 I=1 H=64 dtype=bfloat16 marks=3", cuda::Family::kSingleBlock);
-  expect("T=784 B=128 I=1 H=160 dtype=bfloat16 marks=3", cuda::Family::kCluster);
+  expect("T=784 B=128 I=1 H=160 dtype=bfloat16 marks=3", cuda::Family::kSingleBlock);
   expect("T=1024 B=16 I=768 H=768 dtype=bfloat16 marks=3", cuda::Family::kGrid);
   expect("T=1024 B=16 I=768 H=768 dtype=bfloat16 recompute=1", cuda::Family::kGrid);
 }

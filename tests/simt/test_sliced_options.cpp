@@ -36,8 +36,15 @@ int main(int argc, char** argv) {
   }
   Random random(static_cast<uint64_t>(suite.seed()));
   for (const Kind& kind : kKinds) {
-    for (const Sliced& shape : kGridShapes) check_shape(suite, random, shape, kind, kGrid);
-    for (const Sliced& shape : kClusterShapes) check_shape(suite, random, shape, kind, kCluster);
+    // Both 16-bit types are one kernel but for a conversion: float16 gets a part of the shapes.
+    const int each = kind.dtype == kFloat16 ? 2 : 1;
+    int turn = 0;
+    for (const Sliced& shape : kGridShapes) {
+      if (turn++ % each == 0) check_shape(suite, random, shape, kind, kGrid);
+    }
+    for (const Sliced& shape : kClusterShapes) {
+      if (turn++ % each == 0) check_shape(suite, random, shape, kind, kCluster);
+    }
   }
   return suite.finish();
 }

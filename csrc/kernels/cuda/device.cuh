@@ -34,6 +34,14 @@ constexpr bool kResidentKernels = false;
 #else
 constexpr bool kResidentKernels = true;
 #endif
+// The most shared memory that one block gets there; an instance that needs more never runs.
+#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 890)
+constexpr int64_t kMostSharedBytes = 99 * 1024;
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr int64_t kMostSharedBytes = 163 * 1024;
+#else
+constexpr int64_t kMostSharedBytes = 227 * 1024;
+#endif
 // The same for kernels whose blocks form a cluster.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
 constexpr bool kClusters = false;

@@ -353,9 +353,9 @@ using RowStateOf = std::conditional_t<kOptions, OptionRowState<T>, RowState<T>>;
 template <class Element, int kUnits, int kRows, bool kOptions>
 __global__ void __launch_bounds__(2 * kUnits, 1)
     backward_kernel(BackwardCall<Stored<Element>> call) {
-  if constexpr (!device::kResidentKernels) return device::refuse();
   using T = Stored<Element>;
   using Resident = ResidentWeights<Element, kUnits, kRows, true, kOptions>;
+  if constexpr (!Resident::kRunsHere) return device::refuse();
   constexpr int kWarps = Resident::kWarps, kRowTiles = Resident::kRowTiles;
   constexpr int kPitch = Resident::kPitch;
 

@@ -313,8 +313,8 @@ DEVICE void forward_cells_with_options(const ForwardCall<Stored<Element>>& call,
 
 template <class Element, int kUnits, int kRows, bool kOptions>
 __global__ void __launch_bounds__(2 * kUnits, 1) forward_kernel(ForwardCall<Stored<Element>> call) {
-  if constexpr (!device::kResidentKernels) return device::refuse();
   using Resident = ResidentWeights<Element, kUnits, kRows, false, kOptions>;
+  if constexpr (!Resident::kRunsHere) return device::refuse();
   constexpr int kWarps = Resident::kWarps, kRowTiles = Resident::kRowTiles;
   constexpr int kProjectedPitch = Resident::kProjectedPitch;
 

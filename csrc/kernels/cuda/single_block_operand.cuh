@@ -11,6 +11,11 @@ namespace fused_lstm {
 namespace cuda {
 namespace single_block {
 
+// Whether an instance is compiled for this architecture.
+constexpr bool runs_here(const Tiles& tiles) {
+  return device::kResidentKernels && tiles.least_shared_bytes() <= device::kMostSharedBytes;
+}
+
 // Elements: bf16, half, Tf32, and float for strict float32.
 struct Tf32 {};  // float32 in memory, rounded to TF32 where it is multiplied
 

@@ -29,6 +29,7 @@ struct StrictWeights {
   static constexpr int kDepth = kTiles.depth(), kHeld = kTiles.depth_in_registers();
   static constexpr int kRest = kTiles.depth_in_shared(), kPitch = kTiles.pitch(0);
   static constexpr int kWarps = kTiles.warps(), kProjectedPitch = kTiles.projected_pitch();
+  static constexpr bool kRunsHere = runs_here(kTiles);
   static constexpr int kSums = 16, kLanes = kBackward ? 32 : 8;  // that split k
 
   float4 held[kHeld > 0 ? kHeld : 1];
@@ -103,8 +104,8 @@ struct StrictWeights {
 
 template <int kUnits, int kRows, bool kOptions>
 __global__ void __launch_bounds__(2 * kUnits, 1) strict_forward_kernel(ForwardCall<float> call) {
-  if constexpr (!device::kResidentKernels) return device::refuse();
   using Resident = StrictWeights<kUnits, kRows, false, kOptions>;
+  if constexpr (!Resident::kRunsHere) return device::refuse();
   constexpr int kWarps = Resident::kWarps, kProjectedPitch = Resident::kProjectedPitch;
 
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, hidden = call.hidden;
@@ -185,8 +186,8 @@ __global__ void __launch_bounds__(2 * kUnits, 1) strict_forward_kernel(ForwardCa
 
 template <int kUnits, int kRows, bool kOptions>
 __global__ void __launch_bounds__(2 * kUnits, 1) strict_backward_kernel(BackwardCall<float> call) {
-  if constexpr (!device::kResidentKernels) return device::refuse();
   using Resident = StrictWeights<kUnits, kRows, true, kOptions>;
+  if constexpr (!Resident::kRunsHere) return device::refuse();
   constexpr int kWarps = Resident::kWarps, kPitch = Resident::kPitch;
 
   const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;

@@ -23,6 +23,8 @@ namespace single_block {
 constexpr int kWarpUnits = 16;       // units of a warp
 constexpr int kTileWords = 8;        // depth of a tile: 32 bytes
 constexpr int kFragmentBytes = 512;  // of one A tile: 16 bytes for each lane of a warp
+constexpr int kMostUnits = 192;
+constexpr int kMostUnitsStrict = 128;
 // Features of x that are read without a projection. Strict: each costs a read of shared memory.
 constexpr int most_direct_input(bool strict) { return strict ? 8 : 64; }
 
@@ -55,9 +57,11 @@ struct Tiles {
     const int plain = backward ? 68 + (bytes == 2 ? 40 : 52) * row_tiles() : 56 + 28 * row_tiles();
     return plain + option_registers(2 * row_tiles());
   }
-  // Marks, shares and the h or dh that is kept, of the rows that a lane has.
+  // Marks, shares and the h or dh that is kept, of the rows that a lane has. None are set aside
+  // where shared memory has no room for what they would push out: ptxas finds enough there.
   constexpr int option_registers(int rows_of_lane) const {
-    return options ? 16 + (backward ? 14 : 10) * rows_of_lane : 0;
+    if (!options || units > kMostUnitsStrict) return 0;
+    return 16 + (backward ? 14 : 10) * rows_of_lane;
   }
   constexpr int depth_in_registers() const {
     const int room = (registers() - other_registers()) / (4 * warp_tiles());
@@ -86,6 +90,7 @@ struct Tiles {
     const int64_t projected = input_depth > 0 ? 0 : int64_t{2} * rows * projected_pitch() * 4;
     return weights + input + bias + state + projected;
   }
+  constexpr int64_t least_shared_bytes() const { return shared_bytes(backward ? 0 : 1); }
 };
 
 // Tiles of x with so many features; strict: features.
@@ -96,14 +101,12 @@ constexpr int input_depth(int64_t features, int bytes, bool strict) {
 // The instances: H is rounded up to one of these. More rows than the fewest pay where these would
 // need more blocks than the device has multiprocessors.
 constexpr int kUnits[] = {32, 64, 96, 128, 192};
-constexpr int kMostUnits = 192;
-constexpr int kMostUnitsStrict = 128;
 constexpr int few_rows(bool strict) { return strict ? 1 : 8; }
 constexpr int many_rows(bool strict) { return strict ? 4 : 16; }
 // The most shared memory that any device gives to a block: instances that need more are not built.
 constexpr int64_t kMostSharedBytes = 227 * 1024;
 constexpr bool is_built(const Tiles& tiles) {
-  if (tiles.shared_bytes(tiles.backward ? 0 : 1) > kMostSharedBytes) return false;
+  if (tiles.least_shared_bytes() > kMostSharedBytes) return false;
   if (tiles.strict) return tiles.units <= kMostUnitsStrict;
   return tiles.rows == 8 || (tiles.units == 128 && tiles.bytes == 2);
 }

@@ -120,6 +120,7 @@ struct ResidentWeights {
   static constexpr int kHeld = kTiles.depth_in_registers(), kRest = kTiles.depth_in_shared();
   static constexpr int kWarps = kTiles.warps(), kThreads = kTiles.threads();
   static constexpr int kRowTiles = kTiles.row_tiles(), kPitch = kTiles.pitch(0);
+  static constexpr bool kRunsHere = runs_here(kTiles);
   static constexpr int kSums = kBackward ? 4 / kRowTiles : 4;
   static constexpr int kProjectedPitch = kTiles.projected_pitch();
 
