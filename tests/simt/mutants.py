@@ -752,7 +752,7 @@ MUTANTS = [
     Mutant(
         "sliced, options: h is not kept",
         "cuda/sliced_forward.cuh",
-        "    kept_h[0] = row_state.h[0], kept_h[1] = row_state.h[1];\n",
+        "    kept[2] = row_state.h[0], kept[3] = row_state.h[1];\n",
         "",
         "test_sliced_options",
     ),
@@ -773,14 +773,14 @@ MUTANTS = [
     Mutant(
         "sliced, options: what zoneout keeps of dh is not kept",
         "cuda/sliced_backward.cuh",
-        "kept[cells_of_state] = state.kept[0], kept[cells_of_state + 1] = state.kept[1];",
+        "kept[2] = state.kept[0], kept[3] = state.kept[1];",
         "",
         "test_sliced_options",
     ),
     Mutant(
         "sliced, options: marks of the steps before",
         "cuda/sliced_backward.cuh",
-        "  state.marks.push(0);  // of step s + 2, which nobody asks for\n",
+        "          state.marks.push(0);  // of step s + 2, which nobody asks for\n",
         "",
         "test_sliced_options",
     ),

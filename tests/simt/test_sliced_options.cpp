@@ -7,8 +7,8 @@ namespace {
 
 // Several blocks; one and several batch groups, passes and launches; units past the end.
 constexpr Sliced kGridShapes[] = {
-    {11, 9, 3, 23, 2, 16}, {4, 19, 5, 47, 3, 16}, {7, 3, 6, 66, 4, 32}};
-constexpr Sliced kClusterShapes[] = {{9, 10, 3, 35, 2, 16}, {6, 3, 2, 50, 8, 32}};
+    {6, 9, 3, 23, 2, 16}, {4, 17, 5, 33, 3, 16}, {5, 3, 6, 40, 2, 32}};
+constexpr Sliced kClusterShapes[] = {{6, 10, 3, 35, 2, 16}, {4, 3, 2, 40, 8, 32}};
 
 void check_shape(Suite& suite, Random& random, const Sliced& shape, const Kind& kind,
                  int64_t family) {

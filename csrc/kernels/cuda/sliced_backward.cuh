@@ -34,14 +34,13 @@ DEVICE void fetch_step(const single_block::BackwardCall<T>& call, const BlockRow
   state.c[0] = c.first, state.c[1] = c.second;
 }
 
-// The same with options, and the marks around the step.
+// The same with options.
 template <class T>
 DEVICE void fetch_step(const single_block::BackwardCall<T>& call, const BlockRows& block, int row,
                        int s, int64_t first, int64_t before, const UnitPair& pair,
                        single_block::OptionRowState<T>& state) {
   state.place(call, block, row, s);
   state.fetch(call, block, row, s, first, before, pair);
-  state.marks.push(0);  // of step s + 2, which nobody asks for
 }
 
 // The threads' parts of db [gate][unit], row by row through `sums`, added to this group's.
@@ -84,15 +83,16 @@ __global__ void __launch_bounds__(kThreads, 1)
   Product w_hh;
   w_hh.load(call.w_hh + warp.fragments,
             room.weights + int(threadIdx.x) / 32 * cut.rest_fragments * 32, warp.share);
-  float* const cells = room.cells + thread.row * cut.units + thread.unit;
-  const int cells_of_pass = Product::kRows * cut.units, cells_of_state = cut.group_rows * cut.units;
+  float* const cells = room.cells + kStates * (thread.row * cut.units + thread.unit);
+  const int cells_of_pass = kStates * Product::kRows * cut.units;
   carry_cells<false, kStates>(cut, block, thread, Product::kRows, hidden, pair, cells);
 
   const int group = direction * int(gridDim.y) + int(blockIdx.y);
   Exchange exchange(cut.meeting, group, room.state, room.flag);
   exchange.begin();
   float db[4][2] = {};
-  const int end = cut.end < block.steps + 1 ? cut.end : block.steps + 1;
+  // With options all rows have all steps.
+  const int end = kOptions || cut.end < block.steps + 1 ? cut.end : block.steps + 1;
   for (int s = cut.begin; s < end; ++s) {
     const int64_t first = block.first(s), before = block.first(s + 1);
     for (int pass = 0; pass < cut.passes; ++pass) {
@@ -114,13 +114,16 @@ __global__ void __launch_bounds__(kThreads, 1)
         float dh[2] = {sum.x, sum.y};
         state.dc[0] = kept[0], state.dc[1] = kept[1];
         if constexpr (kOptions) {
-          state.kept[0] = kept[cells_of_state], state.kept[1] = kept[cells_of_state + 1];
+          // Read again: over the product sm_80 has no register left for them.
+          state.place(call, block, row, s);
+          state.marks.push(0);  // of step s + 2, which nobody asks for
+          state.kept[0] = kept[2], state.kept[1] = kept[3];
         }
         active = single_block::cell_gradients<typename Product::Number>(call, block, row, s, pair,
                                                                         dh, state, dz);
         kept[0] = state.dc[0], kept[1] = state.dc[1];
         if constexpr (kOptions) {
-          kept[cells_of_state] = state.kept[0], kept[cells_of_state + 1] = state.kept[1];
+          kept[2] = state.kept[0], kept[3] = state.kept[1];
         }
       }
       if (active) {

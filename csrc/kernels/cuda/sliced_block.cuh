@@ -30,7 +30,7 @@ struct Room {
   uint4* weights;   // [kWarps][rest_fragments][32]
   uint32_t* state;  // [2][exchange_words], in a cluster
   float* sums;      // [parts][rows][sums_pitch]
-  float* cells;     // [states][group_rows][units]
+  float* cells;     // [group_rows][units / 2][states][2]
   float* bias;      // [4][units], forward
   uint32_t* flag;
 
@@ -90,7 +90,7 @@ DEVICE void carry_cells(const Cut& cut, const BlockRows& block, const ThreadPlac
     for (int i = 0; i < kStates; ++i) {
       float* const carried =
           cut.carried + i * cut.carried_each + block.state(row, hidden) + pair.unit;
-      float* const held = cells + (i * cut.group_rows + pass * rows) * cut.units;
+      float* const held = cells + kStates * pass * rows * cut.units + 2 * i;
       if constexpr (kOut) {
         carried[0] = held[0];
         if (pair.both) carried[1] = held[1];

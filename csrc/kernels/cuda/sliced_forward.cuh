@@ -44,15 +44,14 @@ struct ForwardCells {
   // What lies in memory, ahead of the product.
   DEVICE void fetch(const single_block::ForwardCall<T>& /*call*/, const BlockRows& /*block*/,
                     int /*row*/, int /*s*/, const UnitPair& /*pair*/) {}
-  // From z before activation and the states that are kept; to_publish: what the next step reads as
-  // h, and false where the row has no next step.
+  // From z before activation and what is kept; to_publish: what the next step reads as h, and false
+  // where the row has no next step.
   template <class Number>
   DEVICE bool compute(const single_block::ForwardCall<T>& /*call*/, const BlockRows& /*block*/,
-                      int /*row*/, const UnitPair& /*pair*/, float* kept_c, float* /*kept_h*/,
-                      float (&to_publish)[2]) {
-    c[0] = kept_c[0], c[1] = kept_c[1];
+                      int /*row*/, const UnitPair& /*pair*/, float* kept, float (&to_publish)[2]) {
+    c[0] = kept[0], c[1] = kept[1];
     single_block::compute_cells<Number>(z, c, h);
-    kept_c[0] = c[0], kept_c[1] = c[1];
+    kept[0] = c[0], kept[1] = c[1];
     to_publish[0] = h[0], to_publish[1] = h[1];
     return true;
   }
@@ -75,12 +74,12 @@ struct ForwardCells<T, true> {
   }
   template <class Number>
   DEVICE bool compute(const single_block::ForwardCall<T>& call, const BlockRows& block, int row,
-                      const UnitPair& pair, float* kept_c, float* kept_h, float (&to_publish)[2]) {
-    state_c[0] = kept_c[0], state_c[1] = kept_c[1];
-    row_state.h[0] = kept_h[0], row_state.h[1] = kept_h[1];
+                      const UnitPair& pair, float* kept, float (&to_publish)[2]) {
+    state_c[0] = kept[0], state_c[1] = kept[1];
+    row_state.h[0] = kept[2], row_state.h[1] = kept[3];
     single_block::compute_cells_with_options<Number>(call, z, state_c, row_state, h, c);
-    kept_c[0] = state_c[0], kept_c[1] = state_c[1];
-    kept_h[0] = row_state.h[0], kept_h[1] = row_state.h[1];
+    kept[0] = state_c[0], kept[1] = state_c[1];
+    kept[2] = row_state.h[0], kept[3] = row_state.h[1];
     return single_block::next_h(call, block, row, pair, row_state, to_publish);
   }
   DEVICE void store(const single_block::ForwardCall<T>& call, const BlockRows& block, int row,
@@ -113,8 +112,8 @@ __global__ void __launch_bounds__(kThreads, 1)
             room.weights + int(threadIdx.x) / 32 * cut.rest_fragments * 32, warp.share);
   load_bias(call, direction, cut.units, room.bias);
   const bool has_cells = thread.exists && pair.exists;
-  float* const cells = room.cells + thread.row * cut.units + thread.unit;
-  const int cells_of_pass = Product::kRows * cut.units, cells_of_state = cut.group_rows * cut.units;
+  float* const cells = room.cells + kStates * (thread.row * cut.units + thread.unit);
+  const int cells_of_pass = kStates * Product::kRows * cut.units;
   carry_cells<false, kStates>(cut, block, thread, Product::kRows, hidden, pair, cells);
   __syncthreads();  // the bias
 
@@ -156,8 +155,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         float* const kept = cells + pass * cells_of_pass;
         float h[2];
         // The unit past the end meets zero weights only, but what it holds may not be finite.
-        if (now.template compute<typename Product::Number>(call, block, row, pair, kept,
-                                                           kept + cells_of_state, h)) {
+        if (now.template compute<typename Product::Number>(call, block, row, pair, kept, h)) {
           Product::publish(exchange, s, row, pair.unit, h[0], pair.both ? h[1] : 0.0f, cut.pieces);
         }
       }
