@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from cases import Case, error
-from families import absent, forced, may_refuse
+from families import FAMILIES, absent, forced, may_refuse
 from precisions import PRECISIONS, Precision, tf32
 from torch import Tensor
 
@@ -25,7 +25,7 @@ CASES = (
     Case(30, 40, 70, 64, hx=False),
     Case(12, 19, 6, 100, bidirectional=True),
 )
-LARGE = (Case(5, 9, 20, 192), Case(7, 33, 64, 300, bidirectional=True))  # none for a single block
+LARGE = (Case(5, 9, 20, 192), Case(5, 6, 70, 190), Case(7, 33, 64, 300, bidirectional=True))
 WANTED = ("reset", "lengths", "cells", "reset lengths cells")
 # Probabilities whose factors no dtype rounds.
 EXTRAS: tuple[dict[str, Any], ...] = (
@@ -38,9 +38,9 @@ EXTRAS: tuple[dict[str, Any], ...] = (
 )
 
 
-@pytest.fixture(params=["chosen", "stepwise", "single_block"])
+@pytest.fixture(params=["chosen", *FAMILIES])
 def family(request: pytest.FixtureRequest, device: torch.device) -> Iterator[str]:
-    """The plan's own choice, then each family that takes such calls."""
+    """The plan's own choice, then each family."""
     if request.param != "chosen" and device.type != "cuda":
         pytest.skip("CUDA only: kernel families")
     if why := absent(request.param):
@@ -138,8 +138,9 @@ def test_regularisers_and_memory_modes(
 
 @pytest.mark.parametrize("case", LARGE, ids=str)
 @pytest.mark.parametrize("precision", PRECISIONS.values(), ids=str)
-def test_beyond_a_single_block(case: Case, precision: Precision, device: torch.device) -> None:
-    compare(case, precision, device, "reset lengths cells", {"zoneout": 0.2, "recompute": True})
+def test_large_layers(case: Case, precision: Precision, family: str, device: torch.device) -> None:
+    extras = {"zoneout": 0.2, "recompute": True}
+    compare(case, precision, device, "reset lengths cells", extras, family)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS.values(), ids=str)
@@ -184,15 +185,3 @@ def test_recompute_keeps_a_fifth(device: torch.device) -> None:
         kept.append(torch.cuda.memory_allocated(device) - before)
         del y
     assert kept[0] - kept[1] >= 4 * T * B * H * 4 - (2 << 20)
-
-
-@pytest.mark.no_kernel
-@pytest.mark.cuda_only("kernel families")
-@pytest.mark.parametrize("name", ["cluster", "grid"])
-def test_families_that_take_no_options_refuse(name: str, device: torch.device) -> None:
-    if why := absent(name):
-        pytest.skip(why)
-    module = fused_lstm.LSTM(8, 256, device=device)
-    x = torch.randn(5, 4, 8, device=device)
-    with forced(name), pytest.raises(RuntimeError, match=f"{name} was forced"):
-        module(x, return_cells=True)
