@@ -707,6 +707,13 @@ MUTANTS = [
         "test_marks",
     ),
     Mutant(
+        "single block, options: rows that begin late lose h0 where a reset comes first",
+        "cuda/single_block_forward.cuh",
+        "if (state.marks.ended(0)) return false;",
+        "if (state.marks.ended(0) || state.marks.ended(1)) return false;",
+        "test_marks",
+    ),
+    Mutant(
         "sliced, options: as a call without any",
         "cuda/sliced.cpp",
         "    slices.options = has_options(p);\n",
