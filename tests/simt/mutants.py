@@ -752,22 +752,22 @@ MUTANTS = [
     Mutant(
         "sliced, options: marks of the first step for all",
         "cuda/sliced_forward.cuh",
-        "row_state.place(call, block, row, s);",
-        "row_state.place(call, block, row, 0);",
+        "state.place(call, block, row, s);",
+        "state.place(call, block, row, 0);",
         "test_sliced_options",
     ),
     Mutant(
         "sliced, options: h is not kept",
         "cuda/sliced_forward.cuh",
-        "    kept[2] = row_state.h[0], kept[3] = row_state.h[1];\n",
-        "",
+        ", kept[2] = state.h[0], kept[3] = state.h[1];",
+        ";",
         "test_sliced_options",
     ),
     Mutant(
         "sliced, options: the next step reads h as y shows it",
         "cuda/sliced_forward.cuh",
-        "return single_block::next_h(call, block, row, pair, row_state, to_publish);",
-        "return to_publish[0] = h[0], to_publish[1] = h[1], true;",
+        "if (single_block::next_h(call, block, row, pair, state, next)) publish(next);",
+        "publish(h);",
         "test_sliced_options",
     ),
     Mutant(
@@ -914,8 +914,8 @@ MUTANTS = [
     Mutant(
         "sliced: h of a unit past the end is published",
         "cuda/sliced_forward.cuh",
-        "pair.both ? h[1] : 0.0f, cut.pieces",
-        "h[1], cut.pieces",
+        "pair.both ? of_next[1] : 0.0f,",
+        "of_next[1],",
         "test_sliced",
     ),
     Mutant(

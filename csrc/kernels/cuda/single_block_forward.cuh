@@ -206,8 +206,7 @@ DEVICE void forward_cells(const ForwardCall<Stored<Element>>& call, const BlockR
 template <class T>
 struct ForwardRow {
   float h[2];        // as it is in y
-  MarkWindow marks;  // of the present step and of the next
-  uint32_t keep;
+  MarkWindow marks;  // of the present step and of the next; keep lies where older ones would
 
   // Step s will be fetched next.
   DEVICE void place(const ForwardCall<T>& call, const BlockRows& block, int row, int s) {
@@ -227,7 +226,8 @@ struct ForwardRow {
   DEVICE void fetch(const ForwardCall<T>& call, const BlockRows& block, int row, int s,
                     const UnitPair& pair) {
     marks.push(mark_at(call.options, block, row, s + 1));
-    keep = keep_at(call.options, block, row, s, call.hidden, pair);
+    const uint32_t keep = keep_at(call.options, block, row, s, call.hidden, pair);
+    marks.bytes = (marks.bytes & 0xffff0000u) | keep;
   }
 };
 
@@ -250,8 +250,8 @@ DEVICE void compute_cells_with_options(const ForwardCall<T>& call, float (&z)[4]
 #pragma unroll
   for (int q = 0; q < 2; ++q) {
     if (options.zones) {
-      stored_h[q] = kept(share(options, state.keep, kKeepH, q), state.h[q], stored_h[q]);
-      c[q] = kept(share(options, state.keep, kKeepC, q), before[q], c[q]);
+      stored_h[q] = kept(share(options, state.marks.bytes, kKeepH, q), state.h[q], stored_h[q]);
+      c[q] = kept(share(options, state.marks.bytes, kKeepC, q), before[q], c[q]);
     }
     state.h[q] = device::to_float(device::from_float<T>(stored_h[q]));
     stored_c[q] = c[q];

@@ -36,66 +36,13 @@ DEVICE void load_bias(const single_block::ForwardCall<T>& call, int direction, i
   }
 }
 
-// A thread's cells at one step of one row: the gates, what y shows as h and the cells as c.
-template <class T, bool kOptions>
-struct ForwardCells {
-  float z[4][2] = {}, h[2], c[2];
-
-  // What lies in memory, ahead of the product.
-  DEVICE void fetch(const single_block::ForwardCall<T>& /*call*/, const BlockRows& /*block*/,
-                    int /*row*/, int /*s*/, const UnitPair& /*pair*/) {}
-  // From z before activation and what is kept; to_publish: what the next step reads as h, and false
-  // where the row has no next step.
-  template <class Number>
-  DEVICE bool compute(const single_block::ForwardCall<T>& /*call*/, const BlockRows& /*block*/,
-                      int /*row*/, const UnitPair& /*pair*/, float* kept, float (&to_publish)[2]) {
-    c[0] = kept[0], c[1] = kept[1];
-    single_block::compute_cells<Number>(z, c, h);
-    kept[0] = c[0], kept[1] = c[1];
-    to_publish[0] = h[0], to_publish[1] = h[1];
-    return true;
-  }
-  DEVICE void store(const single_block::ForwardCall<T>& call, const BlockRows& block, int row,
-                    int time, int length, int64_t first, const UnitPair& pair) const {
-    single_block::store_cells(call, block, row, time, block.is_last(time, length), first, pair, z,
-                              c, h);
-  }
-};
-
-template <class T>
-struct ForwardCells<T, true> {
-  float z[4][2] = {}, h[2], c[2], state_c[2];
-  single_block::ForwardRow<T> row_state;
-
-  DEVICE void fetch(const single_block::ForwardCall<T>& call, const BlockRows& block, int row,
-                    int s, const UnitPair& pair) {
-    row_state.place(call, block, row, s);
-    row_state.fetch(call, block, row, s, pair);
-  }
-  template <class Number>
-  DEVICE bool compute(const single_block::ForwardCall<T>& call, const BlockRows& block, int row,
-                      const UnitPair& pair, float* kept, float (&to_publish)[2]) {
-    state_c[0] = kept[0], state_c[1] = kept[1];
-    row_state.h[0] = kept[2], row_state.h[1] = kept[3];
-    single_block::compute_cells_with_options<Number>(call, z, state_c, row_state, h, c);
-    kept[0] = state_c[0], kept[1] = state_c[1];
-    kept[2] = row_state.h[0], kept[3] = row_state.h[1];
-    return single_block::next_h(call, block, row, pair, row_state, to_publish);
-  }
-  DEVICE void store(const single_block::ForwardCall<T>& call, const BlockRows& block, int row,
-                    int time, int /*length*/, int64_t first, const UnitPair& pair) const {
-    single_block::store_cells_with_options(call, block, row, time, first, pair, z, state_c,
-                                           row_state, h, c);
-  }
-};
-
 template <class Product, class Exchange, bool kOptions>
 __global__ void __launch_bounds__(kThreads, 1)
     sliced_forward_kernel(ForwardSlices<Stored<typename Product::Element>> arguments) {
   if constexpr (Exchange::kCluster ? !device::kClusters : !device::kResidentKernels) {
     return device::refuse();
   }
-  using Cells = ForwardCells<Stored<typename Product::Element>, kOptions>;
+  using Number = typename Product::Number;
   constexpr int kStates = kOptions ? 2 : 1;
   const auto& call = arguments.call;
   const Cut& cut = arguments.cut;
@@ -120,22 +67,28 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int group = direction * int(gridDim.y) + int(blockIdx.y);
   Exchange exchange(cut.meeting, group, room.state, room.flag);
   exchange.begin();
-  const int end = cut.end < block.steps ? cut.end : block.steps;
+  // With options all rows have all steps.
+  const int end = kOptions || cut.end < block.steps ? cut.end : block.steps;
   for (int s = cut.begin; s < end; ++s) {
     const int time = block.time(s);
     const int64_t first = block.first(s);
     for (int pass = 0; pass < cut.passes; ++pass) {
       const int row = pass * Product::kRows + thread.row, length = block.length(row);
       const bool active = has_cells && time < length;
-      Cells now;
+      float z[4][2] = {}, h[2], c[2];
+      [[maybe_unused]] float shown_c[2];  // zeros where the row has no such step
+      [[maybe_unused]] single_block::ForwardRow<Stored<typename Product::Element>> state;
       if (active) {
-        now.fetch(call, block, row, s, pair);
+        if constexpr (kOptions) {
+          state.place(call, block, row, s);
+          state.fetch(call, block, row, s, pair);
+        }
         const float* const x =
             call.projected[direction] + (first + block.first_row + row) * 4 * hidden + pair.unit;
 #pragma unroll
         for (int gate = 0; gate < 4; ++gate) {
           const auto from = single_block::load_pair(x + gate * hidden, pair.wide, pair.both);
-          now.z[gate][0] = from.first, now.z[gate][1] = from.second;
+          z[gate][0] = from.first, z[gate][1] = from.second;
         }
       }
       if (pass == 0 && !exchange.wait(s)) return;
@@ -150,13 +103,25 @@ __global__ void __launch_bounds__(kThreads, 1)
         for (int gate = 0; gate < 4; ++gate) {
           const int at = gate * cut.units;
           const float2 sum = add_parts(sums + at, cut.parts, Product::kRows * cut.sums_pitch);
-          now.z[gate][0] += sum.x + bias[at], now.z[gate][1] += sum.y + bias[at + 1];
+          z[gate][0] += sum.x + bias[at], z[gate][1] += sum.y + bias[at + 1];
         }
         float* const kept = cells + pass * cells_of_pass;
-        float h[2];
+        c[0] = kept[0], c[1] = kept[1];
         // The unit past the end meets zero weights only, but what it holds may not be finite.
-        if (now.template compute<typename Product::Number>(call, block, row, pair, kept, h)) {
-          Product::publish(exchange, s, row, pair.unit, h[0], pair.both ? h[1] : 0.0f, cut.pieces);
+        const auto publish = [&](const float (&of_next)[2]) {
+          Product::publish(exchange, s, row, pair.unit, of_next[0], pair.both ? of_next[1] : 0.0f,
+                           cut.pieces);
+        };
+        if constexpr (kOptions) {
+          state.h[0] = kept[2], state.h[1] = kept[3];
+          single_block::compute_cells_with_options<Number>(call, z, c, state, h, shown_c);
+          kept[0] = c[0], kept[1] = c[1], kept[2] = state.h[0], kept[3] = state.h[1];
+          float next[2];
+          if (single_block::next_h(call, block, row, pair, state, next)) publish(next);
+        } else {
+          single_block::compute_cells<Number>(z, c, h);
+          kept[0] = c[0], kept[1] = c[1];
+          publish(h);
         }
       }
       if (pass + 1 == cut.passes) {
@@ -164,7 +129,14 @@ __global__ void __launch_bounds__(kThreads, 1)
       } else {
         __syncthreads();
       }
-      if (active) now.store(call, block, row, time, length, first, pair);
+      if (!active) continue;
+      if constexpr (kOptions) {
+        single_block::store_cells_with_options(call, block, row, time, first, pair, z, c, state, h,
+                                               shown_c);
+      } else {
+        single_block::store_cells(call, block, row, time, block.is_last(time, length), first, pair,
+                                  z, c, h);
+      }
     }
   }
   exchange.finish();

@@ -50,8 +50,9 @@ class TensorProduct {
   static DEVICE void publish(Exchange& exchange, int s, int row, int k, float first, float second,
                              int all_pieces) {
     if constexpr (std::is_same_v<Element, Tf32>) {
-      exchange.publish(s, place(row, k, all_pieces), device::to_tf32(first));
-      exchange.publish(s, place(row, k + 1, all_pieces), device::to_tf32(second));
+      const int at = place(row, k, all_pieces);  // k is even: its neighbour is the next lane's
+      exchange.publish(s, at, device::to_tf32(first));
+      exchange.publish(s, at + 4, device::to_tf32(second));
     } else {
       exchange.publish(
           s, place(row, k / 2, all_pieces),
