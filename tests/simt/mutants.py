@@ -34,7 +34,6 @@ MUTANTS = [
         "{pre_activation(0), pre_activation(1),",
         "{pre_activation(1), pre_activation(0),",
         "test_forward",
-        quick=True,
     ),
     Mutant(
         "b_hh forgotten",
@@ -49,7 +48,6 @@ MUTANTS = [
         "column = first_column; column < columns;",
         "column = first_column; column < (columns + 31) / 32 * 32;",
         "test_forward",
-        quick=True,
     ),
     Mutant(
         "tail of the rows not masked",
@@ -135,7 +133,6 @@ MUTANTS = [
         "if (before < step.rows && p_.h0) {",
         "if (before < step.rows && p_.h0 && *static_cast<const char*>(p_.h0) != 1) {",
         "test_forward",
-        quick=True,
     ),
     Mutant(
         "a refused launch goes unnoticed",
@@ -180,7 +177,6 @@ MUTANTS = [
         "to[2 * hidden] = device::from_float<S>(gate.f.value);\n"
         "  to[hidden] = device::from_float<S>(gate.g.value);",
         "test_backward",
-        quick=True,
     ),
     Mutant(
         "dc0 of rows that begin late lost",
@@ -386,7 +382,6 @@ MUTANTS = [
         "Operand{w.w_hh, p_.P, true}, s_.z, true);",
         "Operand{w.w_hh, p_.P, true}, s_.z, false);",
         "test_marks",
-        quick=True,
     ),
     Mutant(
         "recompute: gates not activated",
@@ -606,7 +601,6 @@ MUTANTS = [
         "c[0] = c[1] = state.h[0] = state.h[1] = 0.0f;",
         "state.h[0] = state.h[1] = 0.0f;",
         "test_marks",
-        quick=True,
     ),
     Mutant(
         "single block, options: a reset leaves the h that gates read",
@@ -1164,7 +1158,6 @@ MUTANTS = [
         "dy[row * dy_row + unit]",
         "dy[row * cells.hidden + unit]",
         "test_recurrence",
-        quick=True,
     ),
     Mutant(
         "variants: peephole of o sees the state before",
