@@ -30,6 +30,10 @@ GRADIENT_TOLERANCE = {
     torch.bfloat16: 5e-2,  # y and the incoming gradients are rounded to 8 bits
 }
 DTYPES = tuple(OUTPUT_TOLERANCE)
+# What an operator's refusal becomes, with the same words.
+REFUSAL = (
+    RuntimeError if torch.__version__ >= torch.torch_version.TorchVersion("2.15") else ValueError
+)
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,10 @@ RuntimeError with the same words.
 
 import pytest
 import torch
+from cases import REFUSAL
 from torch import Tensor
 
 pytest.importorskip("fused_lstm._C", reason="the extension has not been built")
-
-REFUSAL = (
-    RuntimeError if torch.__version__ >= torch.torch_version.TorchVersion("2.15") else ValueError
-)
 
 T, B, I, H = 4, 3, 5, 6  # noqa: E741
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import GRADIENT_TOLERANCE, OUTPUT_TOLERANCE, Case, Operators, copies, error
+from cases import GRADIENT_TOLERANCE, OUTPUT_TOLERANCE, REFUSAL, Case, Operators, copies, error
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence, pad_packed_sequence
 
@@ -544,11 +544,11 @@ def test_the_operator_refuses_what_could_leave_memory() -> None:
     x = torch.zeros(1)
     assert ops.keep_bits(x, seed, 0, 3, 0, 5, 0.5, 0.5).shape == (3, 0, 5)
     for wrong in ((0, 0, 1, 1), (0, 1, 1, 2**31), (-1, 1, 1, 1), (0, 1, -1, 1)):
-        with pytest.raises(ValueError, match="expected a number from"):
+        with pytest.raises(REFUSAL, match="expected a number from"):
             ops.keep_bits(x, seed, *wrong, 0.5, 0.5)
-    with pytest.raises(ValueError, match="expected a probability"):
+    with pytest.raises(REFUSAL, match="expected a probability"):
         ops.keep_bits(x, seed, 0, 1, 1, 1, 1.5, 0.0)
-    with pytest.raises(ValueError, match="seed"):
+    with pytest.raises(REFUSAL, match="seed"):
         ops.keep_bits(x, torch.ones(2, dtype=torch.int64), 0, 1, 1, 1, 0.5, 0.5)
     inputs = (x, seed, 3, 2, 4, 5, 0.25, 0.5)
     torch.library.opcheck(torch.ops.fused_lstm.keep_bits.default, inputs)
@@ -562,7 +562,7 @@ def test_the_operator_refuses_what_could_leave_memory() -> None:
         ((None, None, 1.5, 0.0), "zoneout_h: expected a share"),
         ((None, None, 0.0, float("nan")), "zoneout_c: expected a share"),
     ):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(REFUSAL, match=message):
             ops.marked_forward(x, None, None, None, *ten, *options, False, False, False)
 
 

@@ -15,7 +15,18 @@ from typing import Any
 
 import pytest
 import torch
-from cases import OPTIONS, OUTPUT_TOLERANCE, PACKED, SHAPES, Case, arguments, call, error, modules
+from cases import (
+    OPTIONS,
+    OUTPUT_TOLERANCE,
+    PACKED,
+    REFUSAL,
+    SHAPES,
+    Case,
+    arguments,
+    call,
+    error,
+    modules,
+)
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 from torch.utils import swap_tensors
@@ -408,7 +419,7 @@ def test_wrong_inputs_get_the_errors_of_nn_lstm() -> None:
             lstm(torch.zeros(5, 3, 5))
         with pytest.raises(ValueError, match=r"RNN input dtype"):
             lstm(X.double())
-        with pytest.raises(ValueError, match=r"h0: expected dtype float32, got float64"):
+        with pytest.raises(REFUSAL, match=r"h0: expected dtype float32, got float64"):
             lstm(X, (torch.zeros(1, 3, 7).double(), torch.zeros(1, 3, 7)))
         with pytest.raises(RuntimeError, match=r"Expected hidden\[0\] size"):
             lstm(X, (torch.zeros(1, 2, 7), torch.zeros(1, 3, 7)))
@@ -557,13 +568,13 @@ def test_the_operator_checks_its_memory() -> None:
         "x": X.double(),
     }
     for name, value in wrong.items():
-        with pytest.raises(ValueError, match=r"expected .* got"):
+        with pytest.raises(REFUSAL, match=r"expected .* got"):
             run(**{name: value})
-    with pytest.raises(ValueError, match="panels: expected a contiguous tensor"):
+    with pytest.raises(REFUSAL, match="panels: expected a contiguous tensor"):
         run(panels=panels.transpose(2, 3).contiguous().transpose(2, 3))
-    with pytest.raises(ValueError, match="panels: expected dtype float32, bfloat16 or int8"):
+    with pytest.raises(REFUSAL, match="panels: expected dtype float32, bfloat16 or int8"):
         run(panels=panels.double())
-    with pytest.raises(ValueError, match="hidden_size: expected a size of at least 1"):
+    with pytest.raises(REFUSAL, match="hidden_size: expected a size of at least 1"):
         run(hidden_size=0)
 
 
