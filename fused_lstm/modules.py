@@ -115,10 +115,10 @@ class LSTM(nn.RNNBase):
         extras.check(num_layers, dropout, proj_size)
         self.extras = None if extras == Extras() else extras
 
-    # None: none of them, as in modules that were pickled before. Not annotated: TorchScript would
-    # read the annotation, and refuse it.
+    # None as in modules that were pickled before there were any. Not annotated: TorchScript reads
+    # annotations, and refuses the first; Python 3.10 makes a constant of what is Any.
     extras = cast("Extras | None", None)
-    _frozen: Any = None  # a frozen.Frozen while frozen
+    _frozen = cast("Any", None)  # a frozen.Frozen while frozen
     # What TorchScript is told of the two.
     __constants__ = [*nn.RNNBase.__constants__, "has_extras", "is_frozen"]  # noqa: RUF012
     __jit_unused_properties__ = [  # noqa: RUF012
