@@ -128,8 +128,8 @@ def test_a_clone_builds_for_the_gpus_that_are_here(
     tool.chmod(0o755)
     here = {"PATH": str(tmp_path)}
     assert cuda_build.settings_for_here(here) == setting
-    for name, value in (("FUSED_LSTM_CUDA", "1"), ("FUSED_LSTM_ARCHS", "8.0")):
-        assert cuda_build.settings_for_here({**here, name: value}) == ""
+    for name in ("FUSED_LSTM_CUDA", "FUSED_LSTM_ARCHS", "TORCH_CUDA_ARCH_LIST"):
+        assert cuda_build.settings_for_here({**here, name: "1"}) == ""
     assert cuda_build.settings_for_here({"PATH": ""}) == "FUSED_LSTM_CUDA=0"
     decided = decide(**dict([setting.split("=")]))
     assert (decided.toolkit is None) == (setting == "FUSED_LSTM_CUDA=0")

@@ -140,7 +140,8 @@ def settings_for_here(environment: Mapping[str, str]) -> str:
 
     As `NAME=value`; empty where something is set already.
     """
-    if any(environment.get(name) for name in ("FUSED_LSTM_CUDA", "FUSED_LSTM_ARCHS")):
+    set_already = ("FUSED_LSTM_CUDA", "FUSED_LSTM_ARCHS", "TORCH_CUDA_ARCH_LIST")
+    if any(environment.get(name) for name in set_already):
         return ""
     nvidia_smi = shutil.which("nvidia-smi", path=environment.get("PATH"))
     said = (

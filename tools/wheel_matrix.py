@@ -40,16 +40,10 @@ DECOMPOSED = (
     "torch 2.11.0 decomposes aten.lstm into something whose h_n and c_n have a dimension too many; "
     "nn.LSTM in the place of ours shows the same"
 )
-# Where that test stood when 2.11.0 was tried, and where it stands.
-EXPORTED = [
-    f"tests.test_{f}.test_export_holds_an_operator_of_torch" for f in ("transforms", "export")
-]
 EXPLAINED = {
-    "tests.test_transforms.test_compile[aot_eager]": (
-        "a dimension too many again, so presumably the same decomposition; nn.LSTM cannot be "
-        "compiled for comparison"
-    ),
-    **{f"{n}[{a}-{b}]": DECOMPOSED for n in EXPORTED for a in (False, True) for b in (False, True)},
+    f"tests.test_export.test_export_holds_an_operator_of_torch[{a}-{b}]": DECOMPOSED
+    for a in (False, True)
+    for b in (False, True)
 }
 CXX_OF_TORCH = re.compile(r"\b(at|c10|torch)::")
 KEPT = ("libtorch_cpu.so", "libtorch_cuda.so")  # torch brings them; never copied into the wheel

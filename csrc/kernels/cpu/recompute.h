@@ -135,9 +135,11 @@ class Recompute {
         store_as(gate.o, out + 3 * W);
       }
     }
-    // sums = or += n features of each row times their rows of a panel, in blocks.
+    // sums = or += n features of each row times their rows of a panel, in blocks. A function of its
+    // own, so that nothing else takes registers from its loop.
     template <int R>
-    FL_INLINE void add(E* sums, const A* rows, const E* panel, int64_t n, bool fresh) const {
+    __attribute__((noinline)) void add(E* sums, const A* rows, const E* panel, int64_t n,
+                                       bool fresh) const {
       const int64_t features = panel_rows<S, E>(n);
       for (int64_t k = 0; k < features; k += k_block) {
         Tile<E, R, 4> tile;
