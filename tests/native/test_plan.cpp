@@ -42,14 +42,18 @@ void draw(Random& random, Draw& d) {
   d.facts.storage_bytes = static_cast<int32_t>(reference::element_size(p.dtype));
   d.facts.width = static_cast<int32_t>(random.pick({16, 32, 64})) / d.facts.compute_bytes;
   d.facts.l2_bytes = random.pick({256 << 10, 512 << 10, 2 << 20});
+  d.facts.near_bytes = random.pick({256 << 10, 3 << 20, 16 << 20});
+  d.facts.fused_bytes = random.pick({192 << 10, 2 << 20, 8 << 20});
+  d.facts.small_tiles = random.below(2);
   d.threads = static_cast<int32_t>(random.pick({1, 2, 3, 8, 200}));
   d.training = random.below(2);
   char text[200];
   std::snprintf(text, sizeof text,
-                "T=%d B=%d I=%d H=%d P=%d D=%d packed=%d %s threads=%d l2=%d width=%d",
+                "T=%d B=%d I=%d H=%d P=%d D=%d packed=%d %s threads=%d l2=%d width=%d small=%d",
                 static_cast<int>(p.T), static_cast<int>(p.B), static_cast<int>(p.I),
                 static_cast<int>(p.H), static_cast<int>(p.P), p.D, p.batch_sizes != nullptr,
-                kDTypeNames[dtype], d.threads, static_cast<int>(d.facts.l2_bytes), d.facts.width);
+                kDTypeNames[dtype], d.threads, static_cast<int>(d.facts.l2_bytes), d.facts.width,
+                d.facts.small_tiles);
   d.text = text;
 }
 
@@ -87,6 +91,8 @@ int main(int argc, char** argv) {
     suite.expect(same(forward, cpu::plan_forward(d.problem, d.training, d.threads, d.facts)) &&
                      same(backward, cpu::plan_backward(d.problem, d.threads, d.facts)),
                  "the plan differs when asked again");
+    // One row has no use for a panel where tiles are small.
+    suite.expect(!d.facts.small_tiles || d.problem.B > 1 || forward.dot, "one row is packed");
     by_rows += forward.threads > 1 && forward.split == cpu::Split::kRows;
     by_units += forward.threads > 1 && forward.split == cpu::Split::kUnits;
     dots += forward.dot;

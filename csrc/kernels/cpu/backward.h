@@ -122,6 +122,7 @@ class Backward {
   // With a projection nn.LSTM's peer is torch's plain path, whose sums over steps are more accurate
   // than oneDNN's: shorter chains for db and dW.
   static constexpr int64_t kShortSum = 16;
+  static constexpr int64_t kFarBytes = 512 << 10;  // z that an L2 does not hold
 
   using Columns = ColumnBlocks<E>;
 
@@ -220,25 +221,28 @@ class Backward {
       for (int32_t d = 0; plan_.matrix && d < q_.D; ++d) matrix_.start(d);
     }
     const int64_t inputs = g_.dx ? input_columns_.blocks : 0;
-    const int64_t tasks = q_.D * (state_columns_.blocks + inputs);
+    const int64_t blocks = state_columns_.blocks + inputs, tasks = q_.D * blocks;
     run_tasks(parallel, plan_.threads, [&](int64_t i) {
-      for (int64_t j = split(tasks, i, plan_.threads); j < split(tasks, i + 1, plan_.threads);
-           ++j) {
-        const int32_t d = static_cast<int32_t>(j % q_.D);
-        const int64_t block = j / q_.D;
+      int64_t j = split(tasks, i, plan_.threads);
+      for (const int64_t end = split(tasks, i + 1, plan_.threads); j < end;) {
+        const int32_t d = static_cast<int32_t>(j / blocks);
+        const int64_t block = j % blocks;
         if constexpr (kMatrix) {
           if (plan_.matrix) {
             pack_matrix_block(d, block);
+            ++j;
             continue;
           }
         }
-        if (block < state_columns_.blocks) {
-          pack_block(static_cast<const S*>(q_.weights[d].w_hh), state_columns_, block,
-                     sides_[d].w_hh);
-        } else {
-          pack_block(static_cast<const S*>(q_.weights[d].w_ih), input_columns_,
-                     block - state_columns_.blocks, sides_[d].w_ih);
-        }
+        const bool state = block < state_columns_.blocks;
+        const Weights& w = q_.weights[d];
+        const int64_t first = state ? block : block - state_columns_.blocks;
+        const int64_t last =
+            min64(first + end - j, (state ? state_columns_ : input_columns_).blocks);
+        pack_blocks(static_cast<const S*>(state ? w.w_hh : w.w_ih),
+                    state ? state_columns_ : input_columns_, first, last,
+                    state ? sides_[d].w_hh : sides_[d].w_ih);
+        j += last - first;
       }
     });
   }
@@ -249,9 +253,17 @@ class Backward {
       matrix_.pack_input_block(d, input_columns_, block - state_columns_.blocks);
     }
   }
-  void pack_block(const S* w, const Columns& columns, int64_t block, E* dst) const {
-    const int64_t v0 = columns.first(block), v1 = columns.first(block + 1);
-    pack_columns(w, q_.H, columns.n, v0 * W, (v1 - v0) * W, dst + v0 * W * panels_ * G);
+  // Blocks [first, last) of columns, row by row: one block's part of a row alone is too short to be
+  // fetched ahead. Rows of a packed block are in the order of dgates: (panel, gate, unit).
+  void pack_blocks(const S* w, const Columns& columns, int64_t first, int64_t last, E* dst) const {
+    for (int64_t k = 0; k < panels_ * G; ++k) {
+      const int64_t unit = k / G * W + k % W, row = k % G / W * q_.H + unit;
+      for (int64_t block = first; block < last; ++block) {
+        const int64_t v0 = columns.first(block), width = (columns.first(block + 1) - v0) * W;
+        pack_columns(unit < q_.H ? w : nullptr, row, columns.n, v0 * W, width,
+                     dst + v0 * W * panels_ * G + k * width);
+      }
+    }
   }
 
   // sums[rows][NV*W] (+)= dgates[rows][panels p0..p1] * a packed column block.
@@ -262,9 +274,11 @@ class Backward {
     const E* w;
     int64_t p0, p1;
     E* sums;
+    Prefetch prefetch;
     template <int R>
     FL_INLINE void run(int64_t first) const {
       constexpr int width = NV * W;
+      prefetch.run<R>(first);
       Tile<E, R, NV> tile;
       E* rows = sums + first * width;
       tile.zero();
@@ -278,9 +292,14 @@ class Backward {
   template <int NV>
   void product_nv(const Dgates& a, int64_t row, int64_t rows, const E* w, E* sums) const {
     const int64_t step = max64(1, plan_.k_block / G);
+    constexpr int64_t row_bytes = NV * W * sizeof(E);
+    // Two matrices of columns, and what else a step reads: near is what all of it may take.
+    const bool far = kSmallTiles && panels_ * G * q_.P * int64_t{sizeof(E)} > plan_.near_bytes;
     for (int64_t p = 0; p < panels_; p += step) {
-      for_tiles<NV>(
-          rows, ProductTile<NV>{a.data + row * G, a.panel, w, p, min64(panels_, p + step), sums});
+      const int64_t end = min64(panels_, p + step), ahead = min64(panels_ - end, step);
+      for_tiles<NV>(rows, ProductTile<NV>{a.data + row * G, a.panel, w, p, end, sums,
+                                          Prefetch(far ? w + end * G * NV * W : nullptr,
+                                                   ahead * G * row_bytes, rows)});
     }
   }
   void product(const Dgates& a, int64_t row, int64_t rows, const E* packed, const Columns& columns,
@@ -754,15 +773,21 @@ class Backward {
   }
   void accumulate_panel(int32_t d, int64_t p, int64_t rows, bool fresh, E* panel) const {
     const Side& side = sides_[d];
-    const int64_t block = projection_.on() ? 2 * kShortSum : 64;
+    const int64_t block = projection_.on() ? 2 * kShortSum : kSmallTiles ? 48 : 64;
     const int64_t blocks = projection_.on() ? ceil_div(rows, block) : max64(1, rows / block);
+    // Tiles of z lie apart, so that nothing but us knows which is next.
+    const bool far = kSmallTiles && side.features * chunk_rows_ * int64_t{sizeof(E)} > kFarBytes;
     for (int64_t k = 0; k < blocks; ++k) {
       const int64_t r0 = split(rows, k, blocks), r1 = split(rows, k + 1, blocks);
       const E* dz = side.dz + p * panel_stride_ + r0 * G;
       for (int64_t f = 0; f < side.features; f += kTile) {
+        const E* z = side.z + f / kTile * tile_stride_ + r0 * kTile;
+        if (far && f + kTile < side.features) {
+          Prefetch(z + tile_stride_, (r1 - r0) * kTile * int64_t{sizeof(E)}, 1).template run<1>(0);
+        }
         Tile<E, kTile, 4> tile;
         tile.zero();
-        tile.accumulate(side.z + f / kTile * tile_stride_ + r0 * kTile, 1, kTile, dz, G, r1 - r0);
+        tile.accumulate(z, 1, kTile, dz, G, r1 - r0);
         E* out = panel + f * G;
         if (fresh && k == 0) {
           tile.store(out, G);

@@ -46,7 +46,7 @@ class Forward {
     projection_.carve(carver);
     marks_.carve(carver);
     matrix_.carve(carver, chunk_rows_);
-    const int64_t part_rows = projection_.on() && !plan.dot ? q_.B : 0;
+    const int64_t part_rows = (projection_.on() || kSmallTiles) && !plan.dot ? q_.B : 0;
     for (int32_t i = 0; i < plan.threads && i < kMaxParts; ++i) {
       E* part = carver.take<E>(part_rows * G);
       parts_[i] = part;
@@ -368,6 +368,21 @@ class Forward {
     }
   }
 
+  // tile = [x, h] of its rows times rows k0 .. k1 of the panel, of which x_rows are W_ih's.
+  template <class T>
+  static FL_INLINE void multiply_block(const Context& at, int64_t row, int64_t x_rows, int64_t k0,
+                                       int64_t k1, int64_t I, int64_t P, T& tile) {
+    tile.zero();
+    if (k0 < x_rows) {
+      multiply_panel<E>(tile, at.x + row * at.x_row, at.x_row, at.weights, k0, min64(k1, x_rows),
+                        I);
+    }
+    if (k1 > x_rows) {
+      multiply_panel<E>(tile, at.segment->h + row * at.segment->h_row, at.segment->h_row,
+                        at.weights + x_rows * G, max64(k0, x_rows) - x_rows, k1 - x_rows, P);
+    }
+  }
+
   // All of k for one tile of rows: blocks are added up in `sums`, which stays in L1, while the
   // panel's weights pass by from L2. The cells follow at once.
   struct GateTile {
@@ -385,21 +400,55 @@ class Forward {
       for (int64_t k = 0; k < k_blocks; ++k) {
         const int64_t k0 = split(K, k, k_blocks), k1 = split(K, k + 1, k_blocks);
         Tile<E, R, 4> tile;
-        tile.zero();
-        if (k0 < x_rows) {
-          multiply_panel<E>(tile, at.x + row * at.x_row, at.x_row, at.weights, k0,
-                            min64(k1, x_rows), I);
-        }
-        if (k1 > x_rows) {
-          multiply_panel<E>(tile, at.segment->h + row * at.segment->h_row, at.segment->h_row,
-                            at.weights + x_rows * G, max64(k0, x_rows) - x_rows, k1 - x_rows, P);
-        }
+        multiply_block(at, row, x_rows, k0, k1, I, P, tile);
         tile.add(k == 0 ? at.start + row * at.start_row : sums, k == 0 ? at.start_row : G);
         tile.store(sums, G);
       }
       finish_tile<R>(at, sums, row);
     }
   };
+
+  // One block of k for one tile of rows, where tiles are small: all rows pass by before the next
+  // block, and their sums wait in memory.
+  struct BlockTile {
+    const Context& at;
+    int64_t x_rows, k0, k1;
+    int64_t I, P;
+    E* sums;  // the segment's first row
+    Prefetch prefetch;
+    template <int R>
+    FL_INLINE void run(int64_t offset) const {
+      const int64_t row = at.segment->begin + offset;
+      prefetch.run<R>(offset);
+      Tile<E, R, 4> tile;
+      multiply_block(at, row, x_rows, k0, k1, I, P, tile);
+      E* out = sums + offset * G;
+      tile.add(k0 == 0 ? at.start + row * at.start_row : out, k0 == 0 ? at.start_row : G);
+      tile.store(out, G);
+    }
+  };
+  // A panel for all rows of a segment; `next` is the panel to come, or null where it is near.
+  void panel_by_blocks(const Context& at, int64_t k_blocks, const E* next, E* sums) const {
+    const int64_t rows = at.segment->end - at.segment->begin;
+    const auto bytes = [&](int64_t k) {
+      return (split(K_, k + 1, k_blocks) - split(K_, k, k_blocks)) * G * int64_t{sizeof(E)};
+    };
+    for (int64_t k = 0; k < k_blocks; ++k) {
+      const int64_t k0 = split(K_, k, k_blocks), k1 = split(K_, k + 1, k_blocks);
+      const bool last = k + 1 == k_blocks;
+      const E* ahead = last || next == nullptr ? next : at.weights + k1 * G;
+      for_tiles<4>(rows, BlockTile{at, x_rows_, k0, k1, q_.I, q_.P, sums,
+                                   Prefetch(ahead, bytes(last ? 0 : k + 1), rows)});
+    }
+    const int64_t row = at.segment->begin;
+    int64_t r = 0;
+#pragma GCC unroll 1
+    for (; r + kCellRows <= rows; r += kCellRows) {
+      finish_rows<kCellRows>(at, sums + r * G, row + r);
+    }
+#pragma GCC unroll 1
+    for (; r < rows; ++r) finish_rows<1>(at, sums + r * G, row + r);
+  }
 
 #if FUSED_LSTM_PAIRS
   // The same with both as stored.
@@ -538,8 +587,12 @@ class Forward {
           const int64_t rows = segments[j].end - segments[j].begin;
           const E* next =
               prefetch && i + 1 < p1 ? at.weights + (backwards ? -K_ * G : K_ * G) : nullptr;
-          for_tiles<4>(rows, GateTile{at, segments[j].begin, K_, x_rows_, k_blocks, q_.I, q_.P,
-                                      Prefetch(next, K_ * G * sizeof(E), rows)});
+          if constexpr (kSmallTiles) {
+            panel_by_blocks(at, k_blocks, next, parts_[work.task]);
+          } else {
+            for_tiles<4>(rows, GateTile{at, segments[j].begin, K_, x_rows_, k_blocks, q_.I, q_.P,
+                                        Prefetch(next, K_ * G * sizeof(E), rows)});
+          }
         }
       }
       if (projection_.on()) {

@@ -68,6 +68,7 @@ inline Facts facts(DType dtype) {
     facts.storage_bytes = sizeof(s);
     facts.operand_bytes = sizeof(typename Operand<decltype(s), decltype(e)>::type);
     facts.matrix = has_matrix<decltype(s)>();
+    facts.small_tiles = kSmallTiles;
     return facts;
   });
 }

@@ -118,26 +118,19 @@ void pack_bias(const S* b_ih, const S* b_hh, int64_t H, E* bias) {
   }
 }
 
-// Columns n0 .. n0+width of w [4H, n], rows in (panel, gate, unit) order -> dst
-// [panels*4*W][width]. width is a multiple of W; columns beyond n and units beyond H are zero.
+// Columns n0 .. n0+width of row `row` of w [*, n] -> dst [width]. width is a multiple of W; columns
+// beyond n, or all of them where there is no such row (w is null), are zero.
 template <class S, class E>
-void pack_columns(const S* w, int64_t H, int64_t n, int64_t n0, int64_t width, E* dst) {
+FL_INLINE void pack_columns(const S* w, int64_t row, int64_t n, int64_t n0, int64_t width, E* dst) {
   constexpr int W = Vec<E>::kWidth;
-  for (int64_t p = 0; p * W < H; ++p) {
-    for (int gate = 0; gate < 4; ++gate) {
-      for (int j = 0; j < W; ++j, dst += width) {
-        const int64_t u = p * W + j;
-        for (int64_t c = 0; c < width; c += W) {
-          const int count = static_cast<int>(max64(0, min64(W, n - n0 - c)));
-          Vec<E> value = Vec<E>::set1(0);
-          if (u < H && count > 0) {
-            const S* src = w + (gate * H + u) * n + n0 + c;
-            value = count == W ? load_as(Tag<E>{}, src) : load_as(Tag<E>{}, src, count);
-          }
-          value.store(dst + c);
-        }
-      }
+  for (int64_t c = 0; c < width; c += W) {
+    const int count = static_cast<int>(max64(0, min64(W, n - n0 - c)));
+    Vec<E> value = Vec<E>::set1(0);
+    if (w != nullptr && count > 0) {
+      const S* src = w + row * n + n0 + c;
+      value = count == W ? load_as(Tag<E>{}, src) : load_as(Tag<E>{}, src, count);
     }
+    value.store(dst + c);
   }
 }
 

@@ -93,9 +93,10 @@ Plan plan_forward(const Problem& problem, bool training, int32_t threads, const 
   const int64_t input_bytes = 4 * problem.H * problem.I * facts.operand_bytes;
   const int64_t state_bytes = 4 * problem.H * problem.P * facts.operand_bytes;
   // Packing costs about as much as three steps of a single row. Stored halves are worth reading as
-  // they lie even then: a packed panel is of computed elements, twice the bytes.
+  // they lie even then: a packed panel is of computed elements, twice the bytes. Small tiles have
+  // no gain from a panel for one row: eight chains of sums are what either way has.
   const bool converts = facts.storage_bytes < facts.operand_bytes;
-  plan.dot = rows <= 4 || (problem.B == 1 && (problem.T < 12 || converts));
+  plan.dot = rows <= 4 || (problem.B == 1 && (problem.T < 12 || converts || facts.small_tiles));
   plan.matrix = facts.matrix && !plan.dot && suits_matrix(problem);
   if (rows <= 4) {
     plan.fused = true;
@@ -105,7 +106,7 @@ Plan plan_forward(const Problem& problem, bool training, int32_t threads, const 
     // One product over a chunk of steps reuses W_ih; worth a pass through memory once W_ih and W_hh
     // together no longer stay near between steps and a step has too few rows to hide their reading.
     plan.fused = problem.I <= 64 || problem.B >= (plan.matrix ? 192 : 48) ||
-                 input_bytes + state_bytes <= max_of(facts.l2_bytes * 3 / 4, facts.near_bytes / 2);
+                 input_bytes + state_bytes <= facts.fused_bytes;
   }
   plan.chunk_steps = problem.T;
   if (!plan.fused || converts) {
@@ -139,6 +140,8 @@ Plan plan_backward(const Problem& problem, int32_t threads, const Facts& facts) 
   plan.chunk_steps =
       one_chunk ? problem.T : min_of(problem.T, max_of(1, kBackwardChunkRows / step_rows));
   if (plan.dot) plan.chunk_steps = problem.T;
+  if (facts.small_tiles) plan.k_block = problem.H < 256 ? 64 : 96;  // of 4H products
+  plan.near_bytes = facts.near_bytes;
   const int64_t weights = (projects(problem) ? 5 : 4) * problem.H * problem.P;
   plan_threads(problem, problem.B * weights, weights * facts.compute_bytes, threads, facts, plan);
   return plan;

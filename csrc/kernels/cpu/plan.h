@@ -17,10 +17,14 @@ struct Facts {
   int32_t storage_bytes = 4;   // size of a stored element
   int32_t operand_bytes = 4;   // size of what forward's products take: as stored or as computed
   bool matrix = false;         // has a matrix unit for its operands
+  bool small_tiles = false;    // few registers, so tiles of few rows (tile.h)
   int64_t l2_bytes = 1 << 20;  // per core
   // Weights up to this size come as fast as they are used, without being asked for ahead: the L2,
   // and on processors whose L3 is close (Zen: 30 bytes a cycle) the L3 too.
   int64_t near_bytes = 1 << 20;
+  // W_ih and W_hh together up to this size are read in every step; W_ih alone is worth a product
+  // over many steps only beyond.
+  int64_t fused_bytes = 768 << 10;
 };
 
 enum class Split : int32_t {

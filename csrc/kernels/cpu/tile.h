@@ -15,6 +15,11 @@
 
 constexpr int kRegisters = FUSED_LSTM_REGISTERS;
 
+// Tiles of few rows: 3x4 takes 128 bytes of W for 6 cycles of multiply-adds, which is all that an
+// L2 gives. Such a set keeps a block of W in L1 while all rows pass by, and asks for what comes
+// next.
+constexpr bool kSmallTiles = kRegisters == 16;
+
 // A second k in a loop's body halves the loop's own instructions. For aarch64 clang then loads so
 // far ahead that full tiles go through the stack.
 #if defined(__clang__) && defined(__aarch64__)
