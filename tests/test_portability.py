@@ -76,3 +76,22 @@ def test_wheel_matrix_is_as_measured() -> None:
     assert {row["torch"].split("+")[0] for row in ran} >= {"2.11.0", "2.13.0"}
     assert all(row["passed"] > 100 for row in ran)
     assert {name for row in ran for name in row["failures"]} <= set(wheel_matrix.EXPLAINED)
+
+
+def test_wheel_matrix_says_what_became_of_the_cuda_module() -> None:
+    plain = {"python": "3.11.7", "torch": "2.14.1+cu130"}
+    row = {**plain, "cuda": "9.0a", "CUDA module": "loaded"}
+    assert "a wheel with the CUDA module" in wheel_matrix.remarks([plain])[-1]
+    assert "a wheel with the CUDA module" in wheel_matrix.remarks([{**row, "reason": "nvcc"}])[-1]
+    said = wheel_matrix.remarks([plain, row])
+    assert "- Python 3.11.7, 2.14.1+cu130: loaded" in said
+    assert "a wheel with the CUDA module" not in said[-1]
+    assert said[-1].partition(".")[0].endswith("a GPU")
+
+
+def test_wheel_matrix_refuses_a_cuda_module_that_does_not_load() -> None:
+    """Only a torch without CUDA may do without it."""
+    assert wheel_matrix.cuda_module({"cuda": "13.0", "why_no_cuda": ""}) == "loaded"
+    assert wheel_matrix.cuda_module({"cuda": None, "why_no_cuda": "no CUDA"}) == "no CUDA"
+    with pytest.raises(wheel_matrix.FailedError, match="undefined symbol"):
+        wheel_matrix.cuda_module({"cuda": "13.0", "why_no_cuda": "undefined symbol"})

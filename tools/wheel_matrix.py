@@ -9,9 +9,10 @@ each torch, the tests of TESTS run there without the source tree, and a row is w
 docs/wheel-matrix.json and docs/wheel-matrix.md. A combination that cannot be had is a row with the
 reason. `--over PATH` adds an environment that exists already (a torch with CUDA, say), by a path
 file: nothing is written into it. `--cuda 9.0a` builds the CUDA module into the wheels, for that GPU
-and with a torch that has CUDA. `--add` keeps the rows of earlier runs that are not made again, each
-with its commit; `--discard` removes every environment, of 6 GB, after its tests. `--wheel-only` is
-`make wheel`. uv and auditwheel are expected beside the interpreter that runs this.
+and with a torch that has CUDA: the page says whether it loads. `--add` keeps the rows of earlier
+runs that are not made again, each with its commit; `--discard` removes every environment, of 6 GB,
+after its tests. `--wheel-only` is `make wheel`. uv and auditwheel are expected beside the
+interpreter that runs this.
 """
 
 import argparse
@@ -173,28 +174,41 @@ def build_wheel(
     return wheel, facts
 
 
-def earlier_wheel(tag: str, folder: Path, cuda: bool) -> tuple[Path, dict] | None:
+def earlier_wheel(tag: str, folder: Path) -> tuple[Path, dict] | None:
     """The wheel of an earlier run for this Python, as build_wheel() returned it."""
     for record in folder.glob(f"*-{tag}-*.json"):
-        facts = json.loads(record.read_text(encoding="utf-8"))
-        if len(facts.get("modules", ["_C"])) == (2 if cuda else 1):
-            return record.with_suffix(".whl"), facts
+        return record.with_suffix(".whl"), json.loads(record.read_text(encoding="utf-8"))
     return None
 
 
-def test_wheel(python: Path, wheel: Path, work: Path, tests: list[str], limit: float) -> dict:
+def cuda_module(says: dict) -> str:
+    """What became of the wheel's CUDA module beside a torch: "loaded", or why it cannot be.
+
+    Raises:
+        FailedError: this torch has CUDA, so it should have been loaded.
+    """
+    if says["why_no_cuda"] and says["cuda"]:
+        raise FailedError(says["why_no_cuda"])
+    return says["why_no_cuda"] or "loaded"
+
+
+def test_wheel(
+    python: Path, wheel: Path, work: Path, tests: list[str], limit: float, cuda: bool
+) -> dict:
     """Installs the wheel beside the torch of an environment and runs the tests against it."""
     run("uv", "pip", "install", "--python", python, "--reinstall", "--no-deps", wheel)
     shutil.rmtree(work, ignore_errors=True)
     shutil.copytree(ROOT / "tests", work / "tests", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy2(ROOT / "pyproject.toml", work)  # pytest's settings
     ask = (
-        "import torch, fused_lstm._extension as e, fused_lstm; "
-        "print(torch.__version__, fused_lstm.__file__, e.require().isa())"
+        "import json, torch, fused_lstm._extension as e, fused_lstm; "
+        "print(json.dumps({'torch': torch.__version__, 'cuda': torch.version.cuda, "
+        "'why_no_cuda': e.why_no_cuda, 'file': fused_lstm.__file__, 'isa': e.require().isa()}))"
     )
-    version, origin, isa = run(python, "-c", ask, cwd=work).split()
-    if not Path(origin).is_relative_to(python.parent.parent):
-        raise FailedError(f"not the installed package was imported but {origin}")
+    says = json.loads(run(python, "-c", ask, cwd=work).splitlines()[-1])
+    if not Path(says["file"]).is_relative_to(python.parent.parent):
+        raise FailedError(f"not the installed package was imported but {says['file']}")
+    module = {"CUDA module": cuda_module(says)} if cuda else {}
     report = work / "report.xml"
     files = [f"tests/test_{name}.py" for name in tests]
     begun = time.monotonic()
@@ -216,14 +230,35 @@ def test_wheel(python: Path, wheel: Path, work: Path, tests: list[str], limit: f
         if case.find("failure") is not None or case.find("error") is not None
     ]
     return {
-        "torch": version,
+        "torch": says["torch"],
+        **module,
         "passed": count["tests"] - failed - count["skipped"],
         "failed": failed,
         "skipped": count["skipped"],
         "failures": names,
-        "isa": isa,
+        "isa": says["isa"],
         "seconds": round(time.monotonic() - begun),
     }
+
+
+def remarks(rows: list[dict]) -> list[str]:
+    """What the page says of the CUDA module, and what no row has."""
+    ran = [row for row in rows if "reason" not in row]
+    with_module = [row for row in ran if row.get("cuda")]
+    lines = []
+    if with_module:
+        archs = ", ".join(sorted({row["cuda"] for row in with_module}))
+        lines += [
+            f"The CUDA module is built for {archs}. No kernel of it ran, for want of a GPU: the tests",
+            "computed on the CPU. What became of it when the package was imported:",
+            "",
+            *(f"- Python {r['python']}, {r['torch']}: {r['CUDA module']}" for r in with_module),
+            "",
+        ]
+    module = [] if with_module else ["a wheel with the CUDA module"]
+    missing = ["Linux on aarch64", "macOS", "Windows", "free-threaded Python", *module, "a GPU"]
+    builds = "A torch with `+cu` is a build with CUDA, used on the CPU."
+    return [*lines, f"Not tried: {', '.join(missing)}. {builds}"]
 
 
 def table(record: dict) -> str:
@@ -259,7 +294,7 @@ def table(record: dict) -> str:
         lines += ["", "Failed:", ""]
         lines += [f"- `{n}`, {torch}: {EXPLAINED.get(n, 'a fault')}" for n, torch in failures]
     lines += ["", f"Tests: {', '.join(record['tests'])}. {record['where']}. `make wheel-matrix`."]
-    lines += ["", *record["not tried"]]
+    lines += ["", *remarks(record["rows"])]
     return "\n".join(lines) + "\n"
 
 
@@ -289,8 +324,7 @@ def with_earlier(record: dict, earlier: dict) -> dict:
     made = [(wheel["wheel"], wheel.get("modules", ["_C"])) for wheel in record["wheels"]]
     wheels = [w for w in earlier["wheels"] if (w["wheel"], w.get("modules", ["_C"])) not in made]
     rows = sorted([*rows, *record["rows"]], key=lambda row: (len(row["python"]) < 5, key(row)))
-    notes = record["not tried"] or earlier["not tried"]
-    return {**record, "wheels": [*wheels, *record["wheels"]], "rows": rows, "not tried": notes}
+    return {**record, "wheels": [*wheels, *record["wheels"]], "rows": rows}
 
 
 def main() -> int:
@@ -307,7 +341,6 @@ def main() -> int:
     parser.add_argument("--cuda", default="", metavar="ARCH", help="with the CUDA module, for it")
     parser.add_argument("--add", action="store_true", help="keep other rows of earlier runs")
     parser.add_argument("--discard", action="store_true", help="remove environments after use")
-    parser.add_argument("--note", nargs="*", default=[], help="what was not tried, for the page")
     parser.add_argument(
         "--wheel-only", type=Path, metavar="FOLDER", help="build it, for this Python"
     )
@@ -323,12 +356,12 @@ def main() -> int:
         "tests": TESTS.split(),
         "wheels": [],
         "rows": [],
-        "not tried": options.note,
     }
     saved = options.out.with_suffix(".json")
     earlier = json.loads(saved.read_text(encoding="utf-8")) if options.add else None
     commit = run("git", "rev-parse", "--short=10", "HEAD").strip()
     wheels: dict[str, tuple[Path, dict]] = {}
+    dist = work / ("dist-cuda" if options.cuda else "dist")  # their wheels have the same name
     for python, torch, existing in cells(options):
         version = run(python, "-c", "import platform; print(platform.python_version())").strip()
         tag = "cp" + "".join(version.split(".")[:2])
@@ -341,24 +374,21 @@ def main() -> int:
                 interpreter = make_environment_over(work / f"{name}-over", existing)
             else:
                 interpreter = make_environment(work / name, python, torch)
-            kept = None
-            if options.keep_wheels:
-                kept = earlier_wheel(tag, work / "dist", bool(options.cuda))
+            kept = earlier_wheel(tag, dist) if options.keep_wheels else None
             if tag not in wheels and kept:
                 wheels[tag] = kept
                 record["wheels"].append(kept[1])
             elif tag not in wheels:
                 print(f"building the wheel for Python {version}", flush=True)
-                sdist = make_sdist(interpreter, work / "dist")
-                folders = work / f"{tag}-build", work / "dist"
-                wheels[tag] = build_wheel(interpreter, sdist, *folders, options.cuda)
+                sdist = make_sdist(interpreter, dist)
+                wheels[tag] = build_wheel(
+                    interpreter, sdist, work / f"{tag}-build", dist, options.cuda
+                )
                 record["wheels"].append(wheels[tag][1])
             wheel, facts = wheels[tag]
             row["built with"] = facts["built with"]
-            tested = test_wheel(
-                interpreter, wheel, work / f"{name}-run", options.tests, options.limit
-            )
-            row.update(tested)
+            folder, cuda = work / f"{name}-run", bool(options.cuda)
+            row.update(test_wheel(interpreter, wheel, folder, options.tests, options.limit, cuda))
         except (FailedError, subprocess.TimeoutExpired) as error:
             row["reason"] = str(error)
         record["rows"].append(row)
