@@ -249,8 +249,8 @@ def remarks(rows: list[dict]) -> list[str]:
     if with_module:
         archs = ", ".join(sorted({row["cuda"] for row in with_module}))
         lines += [
-            f"The CUDA module is built for {archs}. No kernel of it ran, for want of a GPU: the tests",
-            "computed on the CPU. What became of it when the package was imported:",
+            f"The CUDA module is built for {archs}. No kernel of it ran, for want of a GPU: tests",
+            "compute on the CPU. What became of it when the package was imported:",
             "",
             *(f"- Python {r['python']}, {r['torch']}: {r['CUDA module']}" for r in with_module),
             "",
