@@ -161,7 +161,8 @@ def test_a_model_computes_the_same_and_comes_back() -> None:
     assert everything(model) == held
     assert classes(model) == kinds
     assert not computed_by_ours(model(x))
-    assert torch.equal(model(x), expected_output)
+    with torch.no_grad():  # as before: on AVX2 nn.LSTM computes other last bits where it saves
+        assert torch.equal(model(x), expected_output)
 
 
 def test_dropout_draws_the_same_while_training() -> None:

@@ -20,8 +20,8 @@ CHECKS = (
 )
 
 
-def example(**options: Any) -> tuple[fused_lstm.LSTM, Tensor, dict[str, Any]]:
-    lstm = fused_lstm.LSTM(3, 6, bidirectional=True, **options)
+def example(H: int = 6, **options: Any) -> tuple[fused_lstm.LSTM, Tensor, dict[str, Any]]:
+    lstm = fused_lstm.LSTM(3, H, bidirectional=True, **options)
     x = torch.randn(5, 4, 3)
     reset, lengths = torch.rand(5, 4) < 0.3, torch.tensor([5, 0, 3, 1])
     return lstm, x, {"reset": reset, "lengths": lengths, "return_cells": True}
@@ -46,14 +46,15 @@ NO_EXTRAS = (None, None, 0.0, 0.0, False)  # keep, h_factors, zoneout_h, zoneout
 
 @pytest.mark.parametrize(("given", "cells"), [(True, True), (False, False)])
 def test_opcheck(given: bool, cells: bool) -> None:
-    lstm, x, own = example()
+    H = 15  # every byte of the reserve is written, as in test_opcheck.py
+    lstm, x, own = example(H)
     marks = (own["reset"] * 1 + (torch.rand(5, 4) < 0.2) * 2).to(torch.uint8) if given else None
-    state = [torch.randn(2, 4, 6), torch.randn(2, 4, 6)] if given else [None, None]
+    state = [torch.randn(2, 4, H), torch.randn(2, 4, H)] if given else [None, None]
     ten = dispatch.ten_weights([p.detach() for p in lstm.parameters()], True, True, 0)
     how: tuple[Any, ...] = NO_EXTRAS
     if given:
-        keep = torch.randint(0, 4, (5, 4, 12), dtype=torch.uint8)
-        how = (keep, torch.rand(2, 4, 6), 0.1, 0.2, True)
+        keep = torch.randint(0, 4, (5, 4, 2 * H), dtype=torch.uint8)
+        how = (keep, torch.rand(2, 4, H), 0.1, 0.2, True)
     forward = torch.ops.fused_lstm.marked_forward
     backward = torch.ops.fused_lstm.marked_backward
     for save in (True, False):
