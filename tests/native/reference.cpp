@@ -97,7 +97,7 @@ Direction read_direction(const Problem& p, int32_t d) {
 
 // Everything one direction computes, one row of each array per row of x.
 struct Trace {
-  Values gates;           // [rows, 4H] after their activations, order i f g o
+  Values gates;           // [rows, 4H] after their activations, order i f g o, as stored
   Values c, c_prev;       // [rows, H]
   Values c_cell;          // [rows, H]: c before zoneout
   Values h, h_prev;       // [rows, P]; h as computed, h_prev as stored
@@ -132,7 +132,8 @@ double share_kept(const Problem& p, uint8_t which, int32_t d, int64_t n, int64_t
 // A share of a value; nothing of it also where it is not finite.
 double part(double share, double value) { return share == 0.0 ? 0.0 : share * value; }
 
-Trace trace_direction(const Problem& p, const Direction& w, const Values& x, int32_t d) {
+Trace trace_direction(const Problem& p, const Direction& w, const Values& x, int32_t d,
+                      Mixed mixed) {
   const int64_t rows = row_count(p), H = p.H, P = p.P, I = p.I;
   const Values h0 = read_all(p.dtype, p.h0, p.D * p.B * P);
   const Values c0 = read_all(p.dtype, p.c0, p.D * p.B * H);
@@ -145,6 +146,7 @@ Trace trace_direction(const Problem& p, const Direction& w, const Values& x, int
   trace.h.resize(rows * P);
   trace.h_prev.resize(rows * P);
   trace.h_read.resize(rows * P);
+  Values gates(static_cast<size_t>(4 * H));  // of one row, as computed
   const Values factors = read_factors(p);
   trace.h_last.assign(h0.begin() + d * p.B * P, h0.begin() + (d + 1) * p.B * P);
   trace.c_last.assign(c0.begin() + d * p.B * H, c0.begin() + (d + 1) * p.B * H);
@@ -157,7 +159,6 @@ Trace trace_direction(const Problem& p, const Direction& w, const Values& x, int
         std::fill_n(&trace.c_last[b * H], H, 0.0);
       }
       const int64_t n = offsets[t] + b;
-      double* gates = &trace.gates[n * 4 * H];
       for (int64_t q = 0; q < P; ++q) {
         trace.h_prev[n * P + q] = rounded(p.dtype, trace.h_last[b * P + q]);
         trace.h_read[n * P + q] = trace.h_prev[n * P + q] * factors[(d * p.B + b) * P + q];
@@ -168,6 +169,7 @@ Trace trace_direction(const Problem& p, const Direction& w, const Values& x, int
         for (int64_t k = 0; k < I; ++k) sum += w.w_ih[r * I + k] * x[n * I + k];
         for (int64_t q = 0; q < P; ++q) sum += w.w_hh[r * P + q] * trace.h_read[n * P + q];
         gates[r] = r / H == 2 ? std::tanh(sum) : sigmoid(sum);
+        trace.gates[n * 4 * H + r] = rounded(p.dtype, gates[r]);
       }
       Values m(static_cast<size_t>(H));  // h before the projection
       for (int64_t j = 0; j < H; ++j) {
@@ -182,6 +184,7 @@ Trace trace_direction(const Problem& p, const Direction& w, const Values& x, int
         double h = w.w_hr.empty() ? m[q] : 0.0;
         for (int64_t j = 0; j < H && !w.w_hr.empty(); ++j) h += w.w_hr[q * H + j] * m[j];
         const double kept = share_kept(p, fused_lstm::kKeepH, d, n, q);
+        if (kept > 0.0 && mixed == Mixed::kStored) h = rounded(p.dtype, h);
         trace.h[n * P + q] = trace.h_last[b * P + q] =
             part(kept, trace.h_prev[n * P + q]) + part(1.0 - kept, h);
       }
@@ -278,14 +281,14 @@ Values read_rows(const Problem& p, const void* data, int64_t stride_t, int64_t s
   return values;
 }
 
-Forward forward(const Problem& p) {
+Forward forward(const Problem& p, Mixed mixed) {
   const int64_t rows = row_count(p);
   const Values x = read_rows(p, p.x, p.x_t, p.x_b, p.I);
   Forward result;
   result.y.resize(rows * p.D * p.P);
   result.cells.resize(rows * p.D * p.H);
   for (int32_t d = 0; d < p.D; ++d) {
-    const Trace trace = trace_direction(p, read_direction(p, d), x, d);
+    const Trace trace = trace_direction(p, read_direction(p, d), x, d, mixed);
     for (int64_t n = 0; n < rows; ++n) {
       for (int64_t q = 0; q < p.P; ++q) {
         result.y[(n * p.D + d) * p.P + q] = trace.h[n * p.P + q];
@@ -322,7 +325,7 @@ const Gradient& Backward::operator[](int k) const {
   return *all[(k - 3) % 4];
 }
 
-Backward backward(const Problem& p, const Gradients& incoming) {
+Backward backward(const Problem& p, const Gradients& incoming, Mixed mixed) {
   const int64_t rows = row_count(p), B = p.B, H = p.H, P = p.P, I = p.I, D = p.D;
   const Values x = read_rows(p, p.x, p.x_t, p.x_b, I);
   const Values dy = read_rows(p, incoming.dy, incoming.dy_t, incoming.dy_b, D * P);
@@ -340,7 +343,7 @@ Backward backward(const Problem& p, const Gradients& incoming) {
   result.dc0.sum = dc_n;
   for (int32_t d = 0; d < D; ++d) {
     const Direction w = read_direction(p, d);
-    const Trace trace = trace_direction(p, w, x, d);
+    const Trace trace = trace_direction(p, w, x, d, mixed);
     auto& dw = result.weights[d];
     dw.dw_ih.reset(4 * H * I);
     dw.dw_hh.reset(4 * H * P);

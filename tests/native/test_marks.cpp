@@ -10,6 +10,8 @@ using reference::Values;
 
 namespace {
 
+constexpr reference::Mixed kMixed = reference::Mixed::kStored;  // y holds the cell's h first
+
 void compare_forward(Suite& suite, const Case& c, const Data& data, const reference::Forward& want,
                      const ForwardRun& run, const std::string& when) {
   const Problem& p = data.problem;
@@ -61,8 +63,8 @@ void check(Suite& suite, const Case& c, const Data& data, const reference::Forwa
 
 void check(Suite& suite, const Case& c) {
   const Data data(c);
-  check(suite, c, data, reference::forward(data.problem),
-        reference::backward(data.problem, data.incoming));
+  check(suite, c, data, reference::forward(data.problem, kMixed),
+        reference::backward(data.problem, data.incoming, kMixed));
 }
 
 }  // namespace
@@ -87,8 +89,8 @@ int main(int argc, char** argv) {
       const bool others = c.marks + c.zoneout + c.h_factors + c.cells > 0;
       if (dtype > 1 && c.H == 1) c.H = 3;  // one saved gate, rounded, is all of a gradient's size
       const Data data(c);
-      const reference::Forward want = reference::forward(data.problem);
-      const reference::Backward back = reference::backward(data.problem, data.incoming);
+      const reference::Forward want = reference::forward(data.problem, kMixed);
+      const reference::Backward back = reference::backward(data.problem, data.incoming, kMixed);
       for (int64_t isa : suite.isas()) {
         c.isa = isa;
         if (runs_of(isa, k) == 0) continue;
