@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 import torch
@@ -169,16 +169,24 @@ def test_threads_share_the_pool() -> None:
     """Several Python threads, each with its own shapes, while another empties the pool."""
     lengths = (16, 40, 64, 96)
     problems = [arguments(T=length) for length in lengths]
-    wanted = [step(problem) for problem in problems]
+    wanted: list[Sequence[Tensor]] = []
     failures: list[str] = []
     done = threading.Event()
+
+    def alone() -> None:  # with as many threads as work() has: another number, other last bits
+        torch.set_num_threads(1)
+        wanted.extend(step(problem) for problem in problems)
 
     def work(index: int) -> None:
         torch.set_num_threads(1)
         for _ in range(15):
             got = step(problems[index])
-            if not all(torch.allclose(a, b) for a, b in zip(got, wanted[index], strict=True)):
+            if not all(torch.equal(a, b) for a, b in zip(got, wanted[index], strict=True)):
                 failures.append(f"T={lengths[index]}: another result")
+
+    first = threading.Thread(target=alone)
+    first.start()
+    first.join()
 
     def empty() -> None:
         while not done.is_set():

@@ -47,6 +47,7 @@ def test_values_and_gradients(
     if name == "f32":  # which side of a bound a value is on, float32 cannot always say
         options = {k: 50.0 * v if "clip" in k else v for k, v in options.items()}
         options.pop("hidden_clip", None)
+    torch.manual_seed(1)  # as in test_variants.py: 0 draws a dx that cancels to 0.003
     exact = make(case, precision.dtype, **options)
     leaves = inputs(case, precision.dtype)
     ours = copy.deepcopy(exact).to(device)
