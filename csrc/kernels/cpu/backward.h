@@ -293,7 +293,7 @@ class Backward {
   void product_nv(const Dgates& a, int64_t row, int64_t rows, const E* w, E* sums) const {
     const int64_t step = max64(1, plan_.k_block / G);
     constexpr int64_t row_bytes = NV * W * sizeof(E);
-    // Two matrices of columns, and what else a step reads: near is what all of it may take.
+    // Judged by W_hh, whose blocks come by in every step; dx's product is read in the same way.
     const bool far = kSmallTiles && panels_ * G * q_.P * int64_t{sizeof(E)} > plan_.near_bytes;
     for (int64_t p = 0; p < panels_; p += step) {
       const int64_t end = min64(panels_, p + step), ahead = min64(panels_ - end, step);
@@ -619,7 +619,7 @@ class Backward {
     grad.g.store(out + 2 * W);
     grad.o.store(out + 3 * W);
   }
-  // Most often all of a vector: a store by mask is some 20 operations on AVX2 (Zen 3).
+  // Most often all of a vector, which needs no mask: stores by mask are slow on Zen 3 (NOTES.md).
   static FL_INLINE Vec<E> load_units(const S* p, int units) {
     return units == W ? load_as(Tag<E>{}, p) : load_as(Tag<E>{}, p, units);
   }
