@@ -1,5 +1,6 @@
 # make train    learn to read digits with the fused LSTM       ARGS="--order pixel --epochs 10"
 # make test     prove it: Python, native and CUDA kernel tests  ARGS="-k scratch"
+# make test-rest     what make test leaves out: two thirds of the drawn cases, the slow tests
 # make test-compile  what inductor compiles, ONNX Runtime runs and Keras computes: slow, beside make test
 # make bench    measure it against its peers                    ARGS="--quick"
 # make docs     the documentation site, into build/site         make test-docs   its slow code and examples
@@ -31,7 +32,8 @@ MODELS_VENV ?= .venv-models
 CUDA_VENV ?= .venv-cuda
 CUDA_TORCH ?= 2.14.1
 ARCHS ?= 7.5;9.0a
-JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+# OMP_NUM_THREADS is for torch: nproc would take it for the number of processors.
+JOBS ?= $(shell env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc 2>/dev/null || echo 2)
 # Processes that share the Python tests. Each imports torch, and has torch's threads: more than a few
 # only wait for each other.
 WORKERS ?= $(shell n=$(JOBS); echo $$((n < 4 ? n : 4)))
@@ -53,7 +55,7 @@ DEV_STAMP := $(VENV)/.stamp-dev
 BENCH_STAMP := $(VENV)/.stamp-bench
 DOCS_STAMP := $(VENV)/.stamp-docs
 
-.PHONY: help train test test-python test-native test-simt test-compile test-models test-aarch64 \
+.PHONY: help train test test-rest run-native run-simt test-python test-native test-simt test-compile test-models test-aarch64 \
         mutants bench bench-models gpu-check gpu-baseline lint format sanitize wheel wheel-matrix sdist clean \
         distclean setup always cuda-build cuda-link docs test-docs
 help:
@@ -62,22 +64,37 @@ help:
 train: $(PACKAGE_STAMP)
 	$(PY) -m fused_lstm.training --data-root "$(DATA_ROOT)" $(ARGS)
 
+# A third of the cases that native tests draw, and the Python tests that are not marked `slow`. One
+# thread for torch, since workers share the processors; tests that are about threads ask for more.
+SHARE ?= 0/3
+PYTEST = DATA_ROOT="$(abspath $(DATA_ROOT))" OMP_NUM_THREADS=1 \
+         $(PY) -m pytest -n $(WORKERS) --dist worksteal
 test: test-native test-simt test-python
+test-rest: $(DEV_STAMP)
+	+$(MAKE) --no-print-directory run-native run-simt SHARE=0/1
+	$(PYTEST) -m "slow and not compile" $(ARGS)
+	OMP_NUM_THREADS=2 $(PY) -m pytest -q $(addprefix tests/test_,$(TWO_THREADS))
+TWO_THREADS := forward.py gradients.py packed.py scratch.py threads.py
 test-python: $(DEV_STAMP)
-	DATA_ROOT="$(abspath $(DATA_ROOT))" $(PY) -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
+	$(PYTEST) $(ARGS)
 test-compile: $(DEV_STAMP)
 	$(PIP) $$($(PY) tools/extra.py onnx-test) $$($(PY) tools/extra.py keras-test)
 	$(PY) -m pytest -m compile $(ARGS)
 mutants: $(DEV_STAMP)
 	$(PIP) $$($(PY) tools/extra.py onnx-test)
 	OMP_NUM_THREADS=1 $(PY) tests/mutants.py $(ARGS)
-test-native:
-	+$(MAKE) --no-print-directory -C tests/native -j $(JOBS) all
-	+$(MAKE) --no-print-directory -C tests/native -j $(JOBS) -O run ARGS=
-test-simt:
-	+$(MAKE) --no-print-directory -C tests/simt -j $(JOBS) build
-	+$(MAKE) --no-print-directory -C tests/simt -j $(JOBS) -O run ARGS=
+# The kernels as the extension holds them.
+NATIVE = $(MAKE) --no-print-directory -C tests/native -j $(JOBS) \
+         OBJECTS="$(CURDIR)/$$($(PY) tools/objects.py)"
+test-native: run-native
+test-simt: run-simt
 	+$(MAKE) --no-print-directory -C tests/simt mutants ARGS="--quick --jobs $(JOBS)"
+run-native: $(PACKAGE_STAMP)
+	+$(NATIVE) all
+	+$(NATIVE) -O run ARGS="--share $(SHARE)"
+run-simt:
+	+$(MAKE) --no-print-directory -C tests/simt -j $(JOBS) build
+	+$(MAKE) --no-print-directory -C tests/simt -j $(JOBS) -O run ARGS="--share $(SHARE)"
 
 # The extension that .venv built, in an environment that those packages cannot disturb .venv from.
 # One thread: their many small operators wait for each other where two share a busy core.

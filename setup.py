@@ -19,6 +19,7 @@ import setuptools
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "tools"))
 import cuda_build  # noqa: E402
+import objects  # noqa: E402
 
 OLDEST_TORCH = (2, 11)
 COMPILER_FLAGS = ["-O3", "-g0", "-std=c++17", "-fvisibility=hidden"]
@@ -69,7 +70,7 @@ class Build(BuildExtension):
 
     def finalize_options(self) -> None:
         super().finalize_options()
-        self.build_temp = f"build/{sys.implementation.cache_tag}-torch{torch.__version__}"
+        self.build_temp = objects.folder(torch.__version__)
 
     def build_extensions(self) -> None:
         setting = os.environ.get("FUSED_LSTM_CUDA", "auto")
@@ -115,8 +116,9 @@ init = (ROOT / "fused_lstm" / "__init__.py").read_text(encoding="utf-8")
 version = re.search(r'^__version__ = "(.+)"$', init, re.MULTILINE)[1]
 cuda_binding = files("csrc/binding/*_cuda.cpp")
 cpu_binding = sorted(set(files("csrc/binding/*.cpp")) - set(cuda_binding))
+# The kernels first: each set takes a minute, and the many short ones fill what is left of it.
 extensions = [
-    extension("fused_lstm._C", cpu_binding + files("csrc/kernels/cpu/*.cpp"), ["torch_cpu"])
+    extension("fused_lstm._C", files("csrc/kernels/cpu/*.cpp")[::-1] + cpu_binding, ["torch_cpu"])
 ]
 if plan.toolkit:
     names = ("stable", "arguments", "call", "recurrence_call")

@@ -555,10 +555,10 @@ def try_mutant(mutant: Mutant, kernels: Path, build: Path, isa: str) -> str | No
         names = ("reference", "parallel", "cases", "run", "suite", "kernels_cpu")
         shared = [build / f"{name}.o" for name in names]
         program = Path(folder) / mutant.test
-        # The emulated vectors take a minute to optimise, and seconds to run as they are.
+        # The emulated vectors take minutes to optimise, and seconds to run as they are.
         level = "-O0" if isa == "emulated512" else "-O1"
         command = [os.environ.get("CXX", "g++"), "-std=c++17", level, "-w", "-pthread", f"-I{copy}"]
-        command += ["-DFUSED_LSTM_EMULATED"]
+        command += ["-DFUSED_LSTM_EMULATED", "-DFL_INLINE=inline"]
         command += [str(path) for path in changed + kept + shared + [build / f"{mutant.test}.o"]]
         made = subprocess.run([*command, "-o", str(program)], capture_output=True, text=True)
         if made.returncode != 0:

@@ -49,7 +49,7 @@ uint16_t encode(const Format& format, double value) {
   return static_cast<uint16_t>(sign | (biased << mantissa_bits) | mantissa);
 }
 
-double decode(const Format& format, uint16_t bits) {
+double decode_bits(const Format& format, uint16_t bits) {
   const int mantissa_bits = format.precision - 1;
   const uint32_t mantissa = bits & ((1u << mantissa_bits) - 1u);
   const int biased = (bits & 0x7fff) >> mantissa_bits;
@@ -61,6 +61,19 @@ double decode(const Format& format, uint16_t bits) {
   if (biased == 0) return sign * std::ldexp(mantissa, format.min_exponent - mantissa_bits);
   const double fraction = mantissa + std::ldexp(1.0, mantissa_bits);
   return sign * std::ldexp(fraction, biased - format.max_exponent - mantissa_bits);
+}
+
+// Once for every pattern of bits.
+template <const Format& format>
+double decode(uint16_t bits) {
+  static const std::vector<double> values = [] {
+    std::vector<double> all(1 << 16);
+    for (size_t k = 0; k < all.size(); ++k) {
+      all[k] = decode_bits(format, static_cast<uint16_t>(k));
+    }
+    return all;
+  }();
+  return values[bits];
 }
 
 template <class T>
@@ -213,9 +226,9 @@ double load(DType dtype, const void* data, int64_t index) {
     case DType::kFloat64:
       return at<double>(data, index);
     case DType::kBFloat16:
-      return decode(kBFloat16, at<uint16_t>(data, index));
+      return decode<kBFloat16>(at<uint16_t>(data, index));
     default:
-      return decode(kFloat16, at<uint16_t>(data, index));
+      return decode<kFloat16>(at<uint16_t>(data, index));
   }
 }
 

@@ -40,6 +40,7 @@ Suite::Suite(int argc, char** argv, const char* name, bool (*isa_runs_here)(fuse
     : name_(name) {
   std::setvbuf(stdout, nullptr, _IOLBF, 0);
   std::string isa;
+  long long share = 0, every = 1;
   for (int k = 1; k + 1 < argc; k += 2) {
     const std::string flag = argv[k], value = argv[k + 1];
     if (flag == "--case") {
@@ -50,14 +51,19 @@ Suite::Suite(int argc, char** argv, const char* name, bool (*isa_runs_here)(fuse
       seed_ = std::atoll(value.c_str());
     } else if (flag == "--isa") {
       isa = value;
+    } else if (flag == "--share" && std::sscanf(argv[k + 1], "%lld/%lld", &share, &every) == 2 &&
+               every > 0) {
+      share_ = share, every_ = every;
     } else if (flag == "--seconds") {
       seconds_ = std::atoll(value.c_str());
     } else if (flag == "--first") {
       first_ = std::atoll(value.c_str());
     } else {
-      std::fprintf(stderr,
-                   "%s: expected --case, --random, --seed, --isa, --seconds or --first, got %s\n",
-                   name, argv[k]);
+      std::fprintf(
+          stderr,
+          "%s: expected --case, --random, --seed, --isa, --share K/N, --seconds or --first, got "
+          "%s\n",
+          name, argv[k]);
       std::exit(2);
     }
   }

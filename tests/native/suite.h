@@ -19,6 +19,8 @@ class Suite {
   bool single() const { return !case_text_.empty(); }  // --case was given
   Case single_case() const { return parse_case(case_text_); }
   int64_t random_cases(int64_t usual) const { return random_ >= 0 ? random_ : usual; }
+  // Whether the n-th case of a list is among those asked for.
+  bool takes(int64_t n) const { return n % every_ == share_; }
   int64_t seed() const { return seed_; }
   const std::vector<int64_t>& isas() const { return isas_; }  // those that run here
 
@@ -48,7 +50,7 @@ class Suite {
   std::string case_text_;
   std::vector<int64_t> isas_;
   std::vector<std::string> notes_;
-  int64_t random_ = -1, seed_ = 1, seconds_ = 60, first_ = 0;
+  int64_t random_ = -1, seed_ = 1, seconds_ = 60, first_ = 0, share_ = 0, every_ = 1;
   int64_t passed_ = 0, failed_ = 0, unsupported_ = 0;
   std::string current_, complaints_;
   bool is_unsupported_ = false;

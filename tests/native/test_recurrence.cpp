@@ -93,6 +93,7 @@ int main(int argc, char** argv) {
     std::vector<Case> cases = shape_grid(d, static_cast<uint64_t>(suite.seed()) + 9100);
     for (int64_t k = suite.random_cases(60); k > 0; --k) cases.push_back(random_case(random, d));
     for (size_t k = 0; k < cases.size(); ++k) {
+      if (!suite.takes(static_cast<int64_t>(k) + d)) continue;
       Case c = recurrence::recurrent(cases[k]);
       for (const int64_t isa : suite.isas()) {
         c.isa = isa;

@@ -69,7 +69,6 @@ MUTANTS = [
         "const Operand h = {y_at(d, previous),",
         "const Operand h = {y_at(d, step),",
         "test_forward",
-        quick=True,
     ),
     Mutant(
         "stale c: a step too early",
@@ -212,7 +211,6 @@ MUTANTS = [
         "y_.offset(p_, previous) : 0)",
         "y_.offset(p_, step) : 0)",
         "test_backward",
-        quick=True,
     ),
     Mutant(
         "db: the last slice ends early",
@@ -572,7 +570,6 @@ MUTANTS = [
         "k < 4 && 4 * quad + k < bits.U; ++k",
         "k < 4; ++k",
         "test_keep_bits",
-        quick=True,
     ),
     Mutant(
         "keep bits: words where rows are not aligned",
@@ -713,7 +710,6 @@ MUTANTS = [
         "    slices.options = has_options(p);\n",
         "",
         "test_sliced_options",
-        quick=True,
     ),
     Mutant(
         "sliced, options: shared memory for one of two states",
@@ -1051,7 +1047,6 @@ MUTANTS = [
         "return launch.across_blocks || !is_sliced(family);",
         "return true;",
         "test_plan",
-        quick=True,
     ),
     Mutant(
         "plan: what was measured is passed over",
@@ -1278,7 +1273,7 @@ def depends(made: Path, file: str) -> bool:
 def compiler(kernels: Path, native: Path, include: Path) -> list[str]:
     flags = (
         "-std=c++17 -O1 -w -fsanitize=alignment -fno-sanitize-recover=alignment "
-        "-U_FORTIFY_SOURCE -ffp-contract=off -pthread"
+        "-U_FORTIFY_SOURCE -ffp-contract=off -pthread -D__forceinline__=inline"
     )
     folders = [include, kernels, kernels / "cuda", native]
     smaller = [

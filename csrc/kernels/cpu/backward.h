@@ -5,6 +5,49 @@
 // cache, give dW and dx by products over all its rows. dgates have a buffer of their own: the
 // reserve is only read, so a second backward sees the same gates.
 
+// sums[rows][NV vectors] = dgates[rows][all panels] * a packed column block, some panels at a time.
+// The same for every stored type, and so not a member of Backward.
+template <class E>
+struct DgatesProduct {
+  const E* a;  // of the first row; panel p at a + p * a_panel
+  int64_t a_panel, panels;
+  const E* w;
+  E* sums;
+  int64_t step;  // panels at a time
+  bool far;      // whether the panels to come are fetched ahead
+};
+template <int NV, class E>
+struct DgatesTile {
+  static constexpr int G = 4 * Vec<E>::kWidth, kWidth = NV * Vec<E>::kWidth;
+  const DgatesProduct<E>& product;
+  int64_t p0, p1;
+  Prefetch prefetch;
+  template <int R>
+  FL_INLINE void run(int64_t first) const {
+    prefetch.run<R>(first);
+    Tile<E, R, NV> tile;
+    E* rows = product.sums + first * kWidth;
+    tile.zero();
+    for (int64_t p = p0; p < p1; ++p) {
+      tile.accumulate(product.a + p * product.a_panel + first * G, G, 1, product.w + p * G * kWidth,
+                      kWidth, G);
+    }
+    if (p0 > 0) tile.add(rows, kWidth);
+    tile.store(rows, kWidth);
+  }
+};
+template <int NV, class E>
+void multiply_dgates(const DgatesProduct<E>& product, int64_t rows) {
+  constexpr int64_t kPanel = DgatesTile<NV, E>::G * DgatesTile<NV, E>::kWidth;
+  for (int64_t p = 0; p < product.panels; p += product.step) {
+    const int64_t end = min64(product.panels, p + product.step);
+    const int64_t ahead = min64(product.panels - end, product.step);
+    for_tiles<NV>(rows, DgatesTile<NV, E>{product, p, end,
+                                          Prefetch(product.far ? product.w + end * kPanel : nullptr,
+                                                   ahead * kPanel * int64_t{sizeof(E)}, rows)});
+  }
+}
+
 template <class S, class E>
 class Backward {
  public:
@@ -266,55 +309,27 @@ class Backward {
     }
   }
 
-  // sums[rows][NV*W] (+)= dgates[rows][panels p0..p1] * a packed column block.
-  template <int NV>
-  struct ProductTile {
-    const E* a;
-    int64_t a_panel;
-    const E* w;
-    int64_t p0, p1;
-    E* sums;
-    Prefetch prefetch;
-    template <int R>
-    FL_INLINE void run(int64_t first) const {
-      constexpr int width = NV * W;
-      prefetch.run<R>(first);
-      Tile<E, R, NV> tile;
-      E* rows = sums + first * width;
-      tile.zero();
-      for (int64_t p = p0; p < p1; ++p) {
-        tile.accumulate(a + p * a_panel + first * G, G, 1, w + p * G * width, width, G);
-      }
-      if (p0 > 0) tile.add(rows, width);
-      tile.store(rows, width);
-    }
-  };
-  template <int NV>
-  void product_nv(const Dgates& a, int64_t row, int64_t rows, const E* w, E* sums) const {
-    const int64_t step = max64(1, plan_.k_block / G);
-    constexpr int64_t row_bytes = NV * W * sizeof(E);
-    // Judged by W_hh, whose blocks come by in every step; dx's product is read in the same way.
-    const bool far = kSmallTiles && panels_ * G * q_.P * int64_t{sizeof(E)} > plan_.near_bytes;
-    for (int64_t p = 0; p < panels_; p += step) {
-      const int64_t end = min64(panels_, p + step), ahead = min64(panels_ - end, step);
-      for_tiles<NV>(rows, ProductTile<NV>{a.data + row * G, a.panel, w, p, end, sums,
-                                          Prefetch(far ? w + end * G * NV * W : nullptr,
-                                                   ahead * G * row_bytes, rows)});
-    }
-  }
   void product(const Dgates& a, int64_t row, int64_t rows, const E* packed, const Columns& columns,
                int64_t block, E* sums) const {
     const int64_t v0 = columns.first(block), nv = columns.first(block + 1) - v0;
-    const E* w = packed + v0 * W * panels_ * G;
+    // Judged by W_hh, whose blocks come by in every step; dx's product is read in the same way.
+    const bool far = kSmallTiles && panels_ * G * q_.P * int64_t{sizeof(E)} > plan_.near_bytes;
+    const DgatesProduct<E> it{a.data + row * G,
+                              a.panel,
+                              panels_,
+                              packed + v0 * W * panels_ * G,
+                              sums,
+                              max64(1, plan_.k_block / G),
+                              far};
     switch (nv) {
       case 1:
-        return product_nv<1>(a, row, rows, w, sums);
+        return multiply_dgates<1>(it, rows);
       case 2:
-        return product_nv<2>(a, row, rows, w, sums);
+        return multiply_dgates<2>(it, rows);
       case 3:
-        return product_nv<3>(a, row, rows, w, sums);
+        return multiply_dgates<3>(it, rows);
       default:
-        return product_nv<4>(a, row, rows, w, sums);
+        return multiply_dgates<4>(it, rows);
     }
   }
   // The same from the weights as they lie, w [4H, n]: columns c0.. of up to 4 vectors, row by row.

@@ -22,4 +22,6 @@
 #include "plan.h"
 #include "team.h"
 
+#ifndef FL_INLINE  // a test build that compiles fast and need not run fast: -DFL_INLINE=inline
 #define FL_INLINE inline __attribute__((always_inline))
+#endif

@@ -304,15 +304,18 @@ class Forward {
     }
   }
 
-  // The cells of R rows whose pre-activations are sums [R][gate][W] -> c, h, and what training
-  // keeps.
-  template <int R>
-  static FL_INLINE void finish_tile(const Context& at, const E* sums, int64_t row) {
-    int r = 0;
+  // The cells of `rows` rows whose pre-activations are sums [rows][gate][W] -> c, h, and what
+  // training keeps. A function of its own: one in every size of tile would be most of the code
+  // there is.
+  static __attribute__((noinline)) void finish_tile(const Context& at, const E* sums, int64_t row,
+                                                    int64_t rows) {
+    int64_t r = 0;
 #pragma GCC unroll 1
-    for (; r + kCellRows <= R; r += kCellRows) finish_rows<kCellRows>(at, sums + r * G, row + r);
+    for (; r + kCellRows <= rows; r += kCellRows) {
+      finish_rows<kCellRows>(at, sums + r * G, row + r);
+    }
 #pragma GCC unroll 1
-    for (; r < R; ++r) finish_rows<1>(at, sums + r * G, row + r);
+    for (; r < rows; ++r) finish_rows<1>(at, sums + r * G, row + r);
   }
   // N rows of pre-activations, [N][gate][W], which hold their starting sums already or not.
   template <int N, bool kStarted = true>
@@ -404,7 +407,7 @@ class Forward {
         tile.add(k == 0 ? at.start + row * at.start_row : sums, k == 0 ? at.start_row : G);
         tile.store(sums, G);
       }
-      finish_tile<R>(at, sums, row);
+      finish_tile(at, sums, row, R);
     }
   };
 
@@ -440,14 +443,7 @@ class Forward {
       for_tiles<4>(rows, BlockTile{at, x_rows_, k0, k1, q_.I, q_.P, sums,
                                    Prefetch(ahead, bytes(last ? 0 : k + 1), rows)});
     }
-    const int64_t row = at.segment->begin;
-    int64_t r = 0;
-#pragma GCC unroll 1
-    for (; r + kCellRows <= rows; r += kCellRows) {
-      finish_rows<kCellRows>(at, sums + r * G, row + r);
-    }
-#pragma GCC unroll 1
-    for (; r < rows; ++r) finish_rows<1>(at, sums + r * G, row + r);
+    finish_tile(at, sums, at.segment->begin, rows);
   }
 
 #if FUSED_LSTM_PAIRS

@@ -201,8 +201,12 @@ class FrozenForward {
       alignas(64) float sums[R * G];
       f.multiply<R>(segment.h + b * segment.h_row, segment.h_row,
                     f.panel(d, p) + f.q_.I * kRow + s * W, f.q_.H, sums);
+      cells(sums, b, R);
+    }
+    // A function of its own: one in every size of tile would be most of the code there is.
+    __attribute__((noinline)) void cells(const float* sums, int64_t b, int64_t rows) const {
 #pragma GCC unroll 1
-      for (int r = 0; r < R; ++r) cell(sums + r * G, b + r);
+      for (int64_t r = 0; r < rows; ++r) cell(sums + r * G, b + r);
     }
     FL_INLINE Vec<float> sum_of(const float* sums, int64_t b, int j) const {
       const Vec<float> sum = Vec<float>::load(sums + j * W);

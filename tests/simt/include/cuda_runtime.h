@@ -16,7 +16,9 @@
 #define __global__
 #define __device__
 #define __host__
+#ifndef __forceinline__  // -D__forceinline__=inline compiles several times as fast
 #define __forceinline__ inline __attribute__((always_inline))
+#endif
 #define __launch_bounds__(...)
 #define __restrict__
 
