@@ -55,9 +55,9 @@ DEV_STAMP := $(VENV)/.stamp-dev
 BENCH_STAMP := $(VENV)/.stamp-bench
 DOCS_STAMP := $(VENV)/.stamp-docs
 
-.PHONY: help train test test-rest run-native run-simt test-python test-native test-simt test-compile test-models test-aarch64 \
-        mutants bench bench-models gpu-check gpu-baseline lint format sanitize wheel wheel-matrix sdist clean \
-        distclean setup always cuda-build cuda-link docs test-docs
+.PHONY: help train test test-rest run-native run-simt test-python test-native test-simt test-compile \
+        test-models test-aarch64 mutants bench bench-models gpu-check gpu-baseline lint format sanitize \
+        wheel wheel-matrix sdist clean distclean setup always cuda-build cuda-link docs test-docs
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile | sed '/^PYTHON/,$$d'
 
