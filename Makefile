@@ -133,7 +133,7 @@ format: $(DEV_STAMP)
 	$(BIN)/clang-format -i $(FORMATTED)
 
 sanitize:
-	+$(MAKE) --no-print-directory -C tests/native -j $(JOBS) run-asan run-tsan ARGS="--share 0/3"
+	+$(MAKE) --no-print-directory -C tests/native -j $(JOBS) run-asan run-tsan ARGS="--share 0/6"
 
 test-aarch64:
 	+$(MAKE) --no-print-directory -C tests/native -j $(JOBS) run-aarch64
