@@ -1323,9 +1323,10 @@ def try_mutant(mutant: Mutant, kernels: Path, build: Path) -> str | None:
         made = subprocess.run(command, capture_output=True, text=True)
         if made.returncode != 0:
             return "does not compile: " + made.stderr.strip().splitlines()[0]
-        run = subprocess.run(
-            [str(program), "--first", "1", "--seconds", "30"], capture_output=True, text=True
-        )
+        asked = ["--first", "1", "--seconds", "30"]
+        if control:  # that they pass in full, `make run` says
+            asked += ["--share", "0/6"]
+        run = subprocess.run([str(program), *asked], capture_output=True, text=True)
         if (run.returncode == 0) == control:
             return None
         last = (run.stdout.splitlines() or ["no output"])[-1]
