@@ -52,7 +52,7 @@ Suite::Suite(int argc, char** argv, const char* name, bool (*isa_runs_here)(fuse
     } else if (flag == "--isa") {
       isa = value;
     } else if (flag == "--share" && std::sscanf(argv[k + 1], "%lld/%lld", &share, &every) == 2 &&
-               every > 0) {
+               share >= 0 && share < every) {
       share_ = share, every_ = every;
     } else if (flag == "--seconds") {
       seconds_ = std::atoll(value.c_str());

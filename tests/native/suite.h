@@ -11,8 +11,9 @@
 class Suite {
  public:
   // Reads --case "...", --random N, --seed S, --isa NAME, --seconds N (a case that takes longer
-  // hangs), --first 1 (the first failure ends it); arms the watchdog for crashes and hangs.
-  // isa_runs_here: null where no CPU kernel is tested (tests/simt).
+  // hangs), --first 1 (the first failure ends it), --share K/N (of the lists that ask takes(),
+  // every N-th from the K-th on); arms the watchdog for crashes and hangs. isa_runs_here: null
+  // where no CPU kernel is tested (tests/simt).
   Suite(int argc, char** argv, const char* name,
         bool (*isa_runs_here)(fused_lstm::Isa) = fused_lstm::cpu::isa_runs_here);
 
