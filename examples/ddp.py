@@ -7,6 +7,7 @@ Nothing in it is special to an LSTM. On the CPU give each process its share of t
 the backend gloo.
 """
 
+import gc
 import os
 import tempfile
 from pathlib import Path
@@ -56,19 +57,28 @@ def train(rank: int) -> None:
     if rank == 0:
         difference = max((other - mine).abs().max().item() for other in every)
         print(f"largest difference between the processes {difference:.1e}")
+
+
+def leave() -> None:
+    """Ends the group once the model is gone, and the threads that serve it."""
     dist.destroy_process_group()
+    # DistributedDataParallel is a cycle that keeps the group and its threads. One that lets go of a
+    # tensor when the interpreter is already ending aborts the process, with any module.
+    gc.collect()
 
 
 def started_here(rank: int, meeting: str) -> None:
     """A process that `main` started: a file tells it where the others are."""
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=PROCESSES)
     train(rank)
+    leave()
 
 
 def main() -> None:
     if "RANK" in os.environ:  # torchrun started this process
         dist.init_process_group("gloo")
         train(dist.get_rank())
+        leave()
         return
     with tempfile.TemporaryDirectory() as folder:
         meeting = (Path(folder) / "meeting").as_uri()
