@@ -234,7 +234,7 @@ def _quantised(w: Tensor) -> tuple[Tensor, Tensor]:
     return (w / scale[:, None]).round_().to(torch.int8), scale
 
 
-def _panels(rows: Tensor) -> Tensor:  # [4H, K] -> [ceil(H/16), K, 4, 16]
+def _panels(rows: Tensor) -> Tensor:  # [4H, K] -> [ceil(H/16), K, 4, 16], see frozen.h
     H, K = rows.shape[0] // 4, rows.shape[1]
     count = -(-H // UNITS)
     padded = rows.new_zeros(4, count * UNITS, K)
@@ -242,6 +242,10 @@ def _panels(rows: Tensor) -> Tensor:  # [4H, K] -> [ceil(H/16), K, 4, 16]
     panels = rows.new_empty(count, K, 4, UNITS)
     # A step walks through all of it: on small pages every few lines wait for an address.
     _extension.require().prefer_large_pages(panels.data_ptr(), panels.nbytes)
+    if rows.dtype == torch.bfloat16:  # gates in pairs: i beside f, g beside o
+        pairs = padded.view(2, 2, count, UNITS, K).permute(2, 4, 0, 3, 1)
+        panels.view(count, K, 2, UNITS, 2).copy_(pairs)
+        return panels
     return panels.copy_(padded.view(4, count, UNITS, K).permute(1, 3, 0, 2))
 
 

@@ -61,7 +61,10 @@ class Packed {
           const float scale = largest > 0 ? largest / 127 : 1.0f;
           if (scales) scales[((which * panels + p) * 4 + gate) * kFrozenUnits + lane] = scale;
           for (int64_t k = 0; k < n; ++k) {
-            const int64_t at = ((p * (I + H) + which * I + k) * 4 + gate) * kFrozenUnits + lane;
+            const int64_t row_at = (p * (I + H) + which * I + k) * 4 * kFrozenUnits;
+            const int64_t at = stored == Stored::kBFloat16  // gates in pairs
+                                   ? row_at + (gate / 2 * kFrozenUnits + lane) * 2 + gate % 2
+                                   : row_at + gate * kFrozenUnits + lane;
             const float value = rows[row * n + k];
             float& stands_for = values[static_cast<size_t>(row * n + k)];
             if (stored == Stored::kInt8) {

@@ -3,10 +3,12 @@
 // As forward.h, cut down to what inference of few rows needs: the input is projected ahead, a chunk
 // of steps at a time, so that W_ih is read once for all of them; then every step streams W_hh.
 // Weights are widened to float in registers, on their way into tile.h's loop. With one row nothing
-// else happens to them, with more rows a widened vector serves up to six.
+// else happens to them, with more rows a widened vector serves up to six. bfloat16 lies such that one
+// instruction widens a vector; a load that widens takes two or three, and they held up Zen 4.
 //
 // Panels hold kFrozenUnits units for every processor. A vector may hold fewer: a panel is then
 // walked strip by strip, W of its units each, and everything kept in the workspace is per strip.
+// Strips share cache lines, so all of them take a block of k before the next comes.
 
 template <class K>  // as stored: float, BFloat16 or int8_t
 class FrozenForward {
@@ -78,6 +80,11 @@ class FrozenForward {
   const K* panel(int32_t d, int64_t p) const {
     return static_cast<const K*>(frozen_.weights[d].panels) + p * (q_.I + q_.H) * kRow;
   }
+  // Elements between the strips of a panel.
+  static constexpr int kStrip = std::is_same<K, BFloat16>::value ? 2 * W : W;
+  int strips_of(int64_t p) const {
+    return static_cast<int>(ceil_div(min64(kFrozenUnits, q_.H - p * kFrozenUnits), W));
+  }
   // What the sums of gate j, strip s of panel p are multiplied with: `which` is 0 for W_ih, 1 for
   // W_hh.
   Vec<float> scale(int32_t d, int which, int64_t p, int s, int j) const {
@@ -97,37 +104,46 @@ class FrozenForward {
     for (int64_t u = 0; q_.h0 == nullptr && u < q_.H; ++u) zeros_[u] = 0;
   }
 
-  // out [R][4][W] = rows of a [R][n] times n rows of a strip.
+  // Strip s of a panel: out + s * out_strip, [R][4][W] = rows of a [R][n] times n rows of it.
   template <int R>
-  FL_INLINE void multiply(const float* a, int64_t a_row, const K* w, int64_t n, float* out) const {
+  FL_INLINE void multiply(const float* a, int64_t a_row, const K* w, int64_t n, int strips,
+                          float* out, int64_t out_strip) const {
     const int64_t blocks = ceil_div(n, plan_.k_block);
     for (int64_t k = 0; k < blocks; ++k) {
       const int64_t k0 = split(n, k, blocks), k1 = split(n, k + 1, blocks);
-      Tile<float, R, 4> tile;
-      tile.zero();
-      tile.template accumulate<kUnits>(a + k0, a_row, 1, w + k0 * kRow, kRow, k1 - k0);
-      if (k > 0) tile.add(out, G);
-      tile.store(out, G);
+      for (int s = 0; s < strips; ++s) {
+        float* sums = out + s * out_strip;
+        Tile<float, R, 4> tile;
+        tile.zero();
+        tile.template accumulate<kUnits>(a + k0, a_row, 1, w + k0 * kRow + s * kStrip, kRow,
+                                         k1 - k0);
+        if (k > 0) tile.add(sums, G);
+        tile.store(sums, G);
+      }
     }
   }
 
-  // bias + x W_ih^T for a tile of rows of one strip.
+  // bias + x W_ih^T for a tile of rows of one panel.
   struct ProjectTile {
     const FrozenForward& f;
     const float* x;
     int64_t x_row;
     int32_t d;
     int64_t p;
-    int s;
-    float* out;
+    float* out;  // of its first strip
     template <int R>
     FL_INLINE void run(int64_t row) const {
-      float* sums = out + row * G;
-      f.multiply<R>(x + row * x_row, x_row, f.panel(d, p) + s * W, f.q_.I, sums);
+      const int strips = f.strips_of(p);
+      const int64_t out_strip = f.chunk_rows_ * G;
+      f.multiply<R>(x + row * x_row, x_row, f.panel(d, p), f.q_.I, strips, out + row * G,
+                    out_strip);
+      for (int s = 0; s < strips; ++s) add_bias(out + s * out_strip + row * G, s, R);
+    }
+    __attribute__((noinline)) void add_bias(float* sums, int s, int64_t rows) const {
       for (int j = 0; j < 4; ++j) {
         const Vec<float> bias =
             Vec<float>::load(f.frozen_.weights[d].bias + (p * 4 + j) * kFrozenUnits + s * W);
-        for (int r = 0; r < R; ++r) {
+        for (int64_t r = 0; r < rows; ++r) {
           float* at = sums + r * G + j * W;
           const Vec<float> sum = Vec<float>::load(at);
           if constexpr (kScaled) {
@@ -148,17 +164,15 @@ class FrozenForward {
     const Sequence<const float> x = x_sequence();
     const int64_t begin = chunk_begin(d, first, last), end = begin + last - first;
     const bool uniform = x.uniform(steps_);
-    for (int s = 0; s < kStrips; ++s) {
-      float* out = projected(d, p, s);
-      for (int64_t t = begin; t < end; ++t) {
-        const int64_t next = uniform ? end : t + 1;
-        const int64_t row = steps_.offset(t) - steps_.offset(begin);
-        for_tiles<4>(
-            steps_.offset(next) - steps_.offset(t),
-            ProjectTile{*this, x.step(steps_, t), uniform ? x.uniform_stride(steps_) : x.stride_b,
-                        d, p, s, out + row * G});
-        t = next - 1;
-      }
+    float* out = projected(d, p, 0);
+    for (int64_t t = begin; t < end; ++t) {
+      const int64_t next = uniform ? end : t + 1;
+      const int64_t row = steps_.offset(t) - steps_.offset(begin);
+      for_tiles<4>(
+          steps_.offset(next) - steps_.offset(t),
+          ProjectTile{*this, x.step(steps_, t), uniform ? x.uniform_stride(steps_) : x.stride_b, d,
+                      p, out + row * G});
+      t = next - 1;
     }
   }
 
@@ -185,39 +199,42 @@ class FrozenForward {
     return count;
   }
 
-  // A tile of rows of one strip at one step: products with W_hh, and the cells at once.
+  // A tile of rows of one panel at one step: products with W_hh, and the cells at once.
   struct GateTile {
     const FrozenForward& f;
     const Segment& segment;
     int32_t d;
     int64_t p;
-    int s, units;
-    const float* start;  // row b's projected sums at start + b * G
-    float* y;            // its h at y + b * y_row
+    int64_t start;  // rows of the chunk before this step's
+    float* y;       // row b's h of the panel at y + b * y_row
     int64_t y_row;
     template <int R>
     FL_INLINE void run(int64_t offset) const {
       const int64_t b = segment.begin + offset;
-      alignas(64) float sums[R * G];
-      f.multiply<R>(segment.h + b * segment.h_row, segment.h_row,
-                    f.panel(d, p) + f.q_.I * kRow + s * W, f.q_.H, sums);
-      cells(sums, b, R);
+      alignas(64) float sums[kStrips * R * G];
+      const int strips = f.strips_of(p);
+      f.multiply<R>(segment.h + b * segment.h_row, segment.h_row, f.panel(d, p) + f.q_.I * kRow,
+                    f.q_.H, strips, sums, R * G);
+      for (int s = 0; s < strips; ++s) cells(sums + s * R * G, s, b, R);
     }
     // A function of its own: one in every size of tile would be most of the code there is.
-    __attribute__((noinline)) void cells(const float* sums, int64_t b, int64_t rows) const {
+    __attribute__((noinline)) void cells(const float* sums, int s, int64_t b, int64_t rows) const {
+      const float* begun = f.projected(d, p, s) + (start + b) * G;
 #pragma GCC unroll 1
-      for (int64_t r = 0; r < rows; ++r) cell(sums + r * G, b + r);
+      for (int64_t r = 0; r < rows; ++r) cell(sums + r * G, begun + r * G, s, b + r);
     }
-    FL_INLINE Vec<float> sum_of(const float* sums, int64_t b, int j) const {
+    FL_INLINE Vec<float> sum_of(const float* sums, const float* projected, int s, int j) const {
       const Vec<float> sum = Vec<float>::load(sums + j * W);
-      const Vec<float> begun = Vec<float>::load(start + b * G + j * W);
+      const Vec<float> begun = Vec<float>::load(projected + j * W);
       if constexpr (kScaled) return fma(sum, f.scale(d, 1, p, s, j), begun);
       return sum + begun;
     }
-    FL_INLINE void cell(const float* sums, int64_t b) const {
-      Gates<Vec<float>> gate{sum_of(sums, b, 0), sum_of(sums, b, 1), sum_of(sums, b, 2),
-                             sum_of(sums, b, 3)};
+    FL_INLINE void cell(const float* sums, const float* projected, int s, int64_t b) const {
+      Gates<Vec<float>> gate{sum_of(sums, projected, s, 0), sum_of(sums, projected, s, 1),
+                             sum_of(sums, projected, s, 2), sum_of(sums, projected, s, 3)};
       const int64_t unit = p * kFrozenUnits + s * W;
+      const int units = static_cast<int>(min64(W, f.q_.H - unit));
+      float* y_at = y + b * y_row + s * W;
       float* c_at = f.c_of(d) + b * f.q_.H + unit;
       float* h_at = f.h_n_of(d) + b * f.q_.H + unit;
       Vec<float> c, h;
@@ -225,12 +242,12 @@ class FrozenForward {
         cell_forward(gate, Vec<float>::load(c_at), c, h);
         c.store(c_at);
         h.store(h_at);
-        h.store(y + b * y_row);
+        h.store(y_at);
       } else {
         cell_forward(gate, Vec<float>::load(c_at, units), c, h);
         c.store(c_at, units);
         h.store(h_at, units);
-        h.store(y + b * y_row, units);
+        h.store(y_at, units);
       }
     }
   };
@@ -245,16 +262,10 @@ class FrozenForward {
       const bool backwards = step & 1;  // zigzag: what the last step left in cache is used first
       for (int64_t i = p0; i < p1; ++i) {
         const int64_t p = backwards ? p1 - 1 - (i - p0) : i;
-        for (int s = 0; s < kStrips; ++s) {
-          const int64_t unit = p * kFrozenUnits + s * W;
-          if (unit >= q_.H) break;
-          const float* start = projected(d, p, s) + (steps_.offset(t) - steps_.offset(begin)) * G;
-          for (int k = 0; k < count; ++k) {
-            for_tiles<4>(
-                segments[k].end - segments[k].begin,
-                GateTile{*this, segments[k], d, p, s, static_cast<int>(min64(W, q_.H - unit)),
-                         start, y.step(steps_, t) + unit, y.stride_b});
-          }
+        for (int k = 0; k < count; ++k) {
+          for_tiles<4>(segments[k].end - segments[k].begin,
+                       GateTile{*this, segments[k], d, p, steps_.offset(t) - steps_.offset(begin),
+                                y.step(steps_, t) + p * kFrozenUnits, y.stride_b});
         }
       }
       barriers_[d].wait(parties);

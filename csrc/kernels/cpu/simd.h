@@ -453,6 +453,22 @@ FL_INLINE void store_as(Vec<float> x, Float16* p) {
 
 #endif
 
+// The first or the second of two bfloat16 in each lane's 32 bits, as floats. A tile of 3x4 leaves one
+// of 16 registers: there the second is loaded anew, and shifted twice, for a mask would take another.
+FL_INLINE Vec<float> either_of_pairs(const BFloat16* p, bool second) {
+  typedef uint32_t Bits __attribute__((vector_size(4 * Vec<float>::kWidth)));
+  constexpr bool kFew = FUSED_LSTM_REGISTERS == 16;
+  if (second && kFew) __asm__("" : "+r"(p));
+  Bits pairs;
+  __builtin_memcpy(&pairs, p, sizeof(pairs));
+  if (second && !kFew) return {reinterpret_cast<decltype(Vec<float>::v)>(pairs & 0xffff0000u)};
+  if (second) {
+    pairs >>= 16;
+    __asm__("" : FUSED_LSTM_OPAQUE(pairs));  // or the compiler makes a mask of it
+  }
+  return {reinterpret_cast<decltype(Vec<float>::v)>(pairs << 16)};
+}
+
 #if FUSED_LSTM_PAIRS
 // Two bfloat16 in each lane: acc + a.first * b.first + a.second * b.second.
 #if FUSED_LSTM_SIMD == 3

@@ -8,7 +8,7 @@
 //   A: element (row r, step k) at a[r * a_row + k * a_k]; broadcast to all lanes.
 //   W: a packed panel, NV vectors per k, contiguous: w[k * w_k + j * kWidth]. Frozen weights
 //      (frozen_forward.h) are stored in another type, K, and their vectors lie kApart from each
-//      other.
+//      other; two vectors of bfloat16 lie in one another's gaps (../frozen.h).
 //
 // Where the processor multiplies pairs of bfloat16 (FUSED_LSTM_PAIRS), A is bfloat16 as stored and
 // a lane of W holds two weights of consecutive k: one row of a panel stands for two k.
@@ -77,6 +77,14 @@ struct Tile {
         (Vec<E>::load(q) + acc[r][j]).store(q);
       }
   }
+  template <int kApart, class K>
+  static FL_INLINE Vec<E> vector_of(const K* w, int j) {
+    if constexpr (std::is_same<K, BFloat16>::value) {
+      return either_of_pairs(w + j / 2 * 2 * kApart, j % 2 != 0);
+    } else {
+      return load_as(Tag<E>{}, w + j * kApart);
+    }
+  }
   // One k. Whichever operand needs fewer registers is held, the other passes by: 3x4 fills 16
   // registers to the last one, and a single vector more would spill.
   template <int kApart, class K>
@@ -87,14 +95,14 @@ struct Tile {
       for (int r = 0; r < R; ++r) x[r] = Vec<E>::set1(a[r * a_row]);
 #pragma GCC unroll 4
       for (int j = 0; j < NV; ++j) {
-        const Vec<E> b = load_as(Tag<E>{}, w + j * kApart);
+        const Vec<E> b = vector_of<kApart>(w, j);
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r) acc[r][j] = fma(x[r], b, acc[r][j]);
       }
     } else {
       Vec<E> b[NV];
 #pragma GCC unroll 4
-      for (int j = 0; j < NV; ++j) b[j] = load_as(Tag<E>{}, w + j * kApart);
+      for (int j = 0; j < NV; ++j) b[j] = vector_of<kApart>(w, j);
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r) {
         const Vec<E> x = Vec<E>::set1(a[r * a_row]);
