@@ -22,9 +22,9 @@ constexpr int64_t kFrozenUnits = 16;
 
 // The weights of one direction, contiguous. Units beyond H are zero.
 struct FrozenWeights {
-  // [ceil(H/16), I + H, 4, 16]: rows of W_ih^T, then of W_hh^T. bfloat16 has gates in pairs, [ceil(H/16),
-  // I + H, 2, 16, 2]: i and f of a unit in one 32-bit lane, then g and o, and a shift or a mask makes
-  // either a float.
+  // [ceil(H/16), I + H, 4, 16]: rows of W_ih^T, then of W_hh^T. bfloat16 has gates in pairs,
+  // [ceil(H/16), I + H, 2, 16, 2]: i and f of a unit in one 32-bit lane, then g and o, and a shift
+  // or a mask makes either a float.
   const void* panels = nullptr;
   const float* scales = nullptr;  // [2, ceil(H/16), 4, 16] for 8 bits: of W_ih and W_hh. Else null
   const float* bias = nullptr;    // [ceil(H/16), 4, 16]: b_ih + b_hh

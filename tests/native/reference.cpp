@@ -145,8 +145,8 @@ double share_kept(const Problem& p, uint8_t which, int32_t d, int64_t n, int64_t
 // A share of a value; nothing of it also where it is not finite.
 double part(double share, double value) { return share == 0.0 ? 0.0 : share * value; }
 
-Trace trace_direction(const Problem& p, const Direction& w, const Values& x, int32_t d,
-                      Mixed mixed) {
+Trace trace_direction(const Problem& p, const Direction& w, const Values& x, int32_t d, Mixed mixed,
+                      Scaled scaled = Scaled::kComputed) {
   const int64_t rows = row_count(p), H = p.H, P = p.P, I = p.I;
   const Values h0 = read_all(p.dtype, p.h0, p.D * p.B * P);
   const Values c0 = read_all(p.dtype, p.c0, p.D * p.B * H);
@@ -174,7 +174,8 @@ Trace trace_direction(const Problem& p, const Direction& w, const Values& x, int
       const int64_t n = offsets[t] + b;
       for (int64_t q = 0; q < P; ++q) {
         trace.h_prev[n * P + q] = rounded(p.dtype, trace.h_last[b * P + q]);
-        trace.h_read[n * P + q] = trace.h_prev[n * P + q] * factors[(d * p.B + b) * P + q];
+        const double read = trace.h_prev[n * P + q] * factors[(d * p.B + b) * P + q];
+        trace.h_read[n * P + q] = scaled == Scaled::kStored ? rounded(p.dtype, read) : read;
       }
       for (int64_t j = 0; j < H; ++j) trace.c_prev[n * H + j] = trace.c_last[b * H + j];
       for (int64_t r = 0; r < 4 * H; ++r) {
@@ -294,14 +295,14 @@ Values read_rows(const Problem& p, const void* data, int64_t stride_t, int64_t s
   return values;
 }
 
-Forward forward(const Problem& p, Mixed mixed) {
+Forward forward(const Problem& p, Mixed mixed, Scaled scaled) {
   const int64_t rows = row_count(p);
   const Values x = read_rows(p, p.x, p.x_t, p.x_b, p.I);
   Forward result;
   result.y.resize(rows * p.D * p.P);
   result.cells.resize(rows * p.D * p.H);
   for (int32_t d = 0; d < p.D; ++d) {
-    const Trace trace = trace_direction(p, read_direction(p, d), x, d, mixed);
+    const Trace trace = trace_direction(p, read_direction(p, d), x, d, mixed, scaled);
     for (int64_t n = 0; n < rows; ++n) {
       for (int64_t q = 0; q < p.P; ++q) {
         result.y[(n * p.D + d) * p.P + q] = trace.h[n * p.P + q];

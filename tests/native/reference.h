@@ -47,8 +47,13 @@ bool resets(const fused_lstm::Problem& problem, int64_t t, int64_t b);
 // kernels store it in y before they mix.
 enum class Mixed { kComputed, kStored };
 
+// What the gates read of a factor times h: the product as computed, or rounded to the problem's
+// dtype, where kernels multiply operands as they are stored.
+enum class Scaled { kComputed, kStored };
+
 // h is rounded to the problem's dtype before the next step reads it, as it is in y.
-Forward forward(const fused_lstm::Problem& problem, Mixed mixed = Mixed::kComputed);
+Forward forward(const fused_lstm::Problem& problem, Mixed mixed = Mixed::kComputed,
+                Scaled scaled = Scaled::kComputed);
 
 // A gradient is a sum of many terms. Where they cancel, the sum is known no better than its terms
 // are, so beside it stands what it would be if they had random signs: the measure for its error.

@@ -453,8 +453,9 @@ FL_INLINE void store_as(Vec<float> x, Float16* p) {
 
 #endif
 
-// The first or the second of two bfloat16 in each lane's 32 bits, as floats. A tile of 3x4 leaves one
-// of 16 registers: there the second is loaded anew, and shifted twice, for a mask would take another.
+// The first or the second of two bfloat16 in each lane's 32 bits, as floats. A tile of 3x4 leaves
+// one of 16 registers: there the second is loaded anew, and shifted twice, for a mask would take
+// another.
 FL_INLINE Vec<float> either_of_pairs(const BFloat16* p, bool second) {
   typedef uint32_t Bits __attribute__((vector_size(4 * Vec<float>::kWidth)));
   constexpr bool kFew = FUSED_LSTM_REGISTERS == 16;
