@@ -77,6 +77,7 @@ struct Tile {
         (Vec<E>::load(q) + acc[r][j]).store(q);
       }
   }
+  // Vector j of a row of W.
   template <int kApart, class K>
   static FL_INLINE Vec<E> vector_of(const K* w, int j) {
     if constexpr (std::is_same<K, BFloat16>::value) {
