@@ -4,7 +4,7 @@
 // of steps at a time, so that W_ih is read once for all of them; then every step streams W_hh.
 // Weights are widened to float in registers, on their way into tile.h's loop. With one row nothing
 // else happens to them, with more rows a widened vector serves up to six. bfloat16 lies such that
-// one instruction widens a vector; a load that widens takes two or three, and they held up Zen 4.
+// a shift or a mask widens a vector; loads that widen held up Zen 4.
 //
 // Panels hold kFrozenUnits units for every processor. A vector may hold fewer: a panel is then
 // walked strip by strip, W of its units each, and everything kept in the workspace is per strip.
