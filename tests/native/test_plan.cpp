@@ -44,6 +44,7 @@ void draw(Random& random, Draw& d) {
   d.facts.l2_bytes = random.pick({256 << 10, 512 << 10, 2 << 20});
   d.facts.near_bytes = random.pick({256 << 10, 3 << 20, 16 << 20});
   d.facts.fused_bytes = random.pick({192 << 10, 2 << 20, 8 << 20});
+  d.facts.stream_bytes = random.pick({0, 256 << 10, 2 << 20});
   d.facts.small_tiles = random.below(2);
   d.threads = static_cast<int32_t>(random.pick({1, 2, 3, 8, 200}));
   d.training = random.below(2);
@@ -59,7 +60,8 @@ void draw(Random& random, Draw& d) {
 
 bool same(const cpu::Plan& a, const cpu::Plan& b) {
   return a.dot == b.dot && a.fused == b.fused && a.split == b.split && a.threads == b.threads &&
-         a.chunk_steps == b.chunk_steps && a.k_block == b.k_block && a.near_bytes == b.near_bytes;
+         a.chunk_steps == b.chunk_steps && a.k_block == b.k_block && a.near_bytes == b.near_bytes &&
+         a.stream_gates == b.stream_gates;
 }
 
 void expect_sound(Suite& suite, const Draw& d, const cpu::Plan& plan, const std::string& which) {
@@ -79,7 +81,7 @@ void expect_sound(Suite& suite, const Draw& d, const cpu::Plan& plan, const std:
 int main(int argc, char** argv) {
   Suite suite(argc, argv, "test_plan");
   Random random(static_cast<uint64_t>(suite.seed()) + 5000);
-  int64_t by_rows = 0, by_units = 0, dots = 0, apart = 0;
+  int64_t by_rows = 0, by_units = 0, dots = 0, apart = 0, streams = 0;
   for (int64_t k = 0; k < suite.random_cases(3000); ++k) {
     Draw d;
     draw(random, d);
@@ -93,6 +95,13 @@ int main(int argc, char** argv) {
                  "the plan differs when asked again");
     // One row has no use for a panel where tiles are small.
     suite.expect(!d.facts.small_tiles || d.problem.B > 1 || forward.dot, "one row is packed");
+    // What nothing keeps, or backward reads at once, is not stored past the caches.
+    suite.expect(!forward.stream_gates || (d.training && d.facts.stream_bytes > 0 &&
+                                           cpu::total_rows(d.problem) * 4 * d.problem.H *
+                                                   d.problem.D * d.facts.storage_bytes >
+                                               d.facts.stream_bytes),
+                 "gates are streamed");
+    streams += forward.stream_gates;
     by_rows += forward.threads > 1 && forward.split == cpu::Split::kRows;
     by_units += forward.threads > 1 && forward.split == cpu::Split::kUnits;
     dots += forward.dot;
@@ -100,10 +109,10 @@ int main(int argc, char** argv) {
     suite.end();
   }
   suite.begin("variety");
-  suite.expect(by_rows > 0 && by_units > 0 && dots > 0 && apart > 0,
+  suite.expect(by_rows > 0 && by_units > 0 && dots > 0 && apart > 0 && streams > 0,
                "some kind of plan never comes up: rows " + std::to_string(by_rows) + ", units " +
                    std::to_string(by_units) + ", dot " + std::to_string(dots) + ", input apart " +
-                   std::to_string(apart));
+                   std::to_string(apart) + ", gates streamed " + std::to_string(streams));
   suite.end();
   return suite.finish();
 }

@@ -22,7 +22,8 @@ class Forward {
         chunk_rows_(min64(plan.chunk_steps, problem.T) * problem.B),
         projection_(problem, plan_),
         marks_(problem, outputs, plan_),
-        matrix_(problem, plan_) {
+        matrix_(problem, plan_),
+        streams_(plan.stream_gates && reinterpret_cast<uintptr_t>(outputs.reserve) % 64 == 0) {
     Carver carver(workspace);
     offsets_ = carver.take<int64_t>(q_.batch_sizes ? q_.T + 1 : 0);
     zeros_ = carver.take<A>(q_.P);
@@ -151,8 +152,9 @@ class Forward {
     int64_t start_row;
     const E* c_in;
     E* c_out;
-    S* gates;  // or null
-    E* m;      // what is to be projected, row b at m + b * m_row; null: h itself, to y
+    S* gates;      // or null
+    bool streams;  // gates go past the caches
+    E* m;          // what is to be projected, row b at m + b * m_row; null: h itself, to y
     int64_t m_row;
     S* y;  // row b at y + b * y_row
     int64_t y_row;
@@ -345,10 +347,15 @@ class Forward {
       c.v[i].store(at.c_out + b * W);
       if (at.gates) {
         S* saved = at.gates + b * G;
-        store_as(gate.i.v[i], saved);
-        store_as(gate.f.v[i], saved + W);
-        store_as(gate.g.v[i], saved + 2 * W);
-        store_as(gate.o.v[i], saved + 3 * W);
+        const Vec<E> values[4] = {gate.i.v[i], gate.f.v[i], gate.g.v[i], gate.o.v[i]};
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) {
+          if (at.streams) {
+            stream_as(values[j], saved + j * W);
+          } else {
+            store_as(values[j], saved + j * W);
+          }
+        }
       }
       if (at.m) {
         h.v[i].store(at.m + b * at.m_row);
@@ -368,6 +375,20 @@ class Forward {
           load_as(Tag<E>{}, y, at.units).store(at.h_copy + b * at.P, at.units);
         }
       }
+    }
+  }
+
+  // Asks for the lines that the cells of R rows will write: stores leave in order, and one that
+  // waits for its line holds up all behind it. Lines of a single row follow each other.
+  template <int R>
+  static FL_INLINE void expect_results(const Context& at, int64_t row) {
+    if constexpr (R == 1) return;
+#pragma GCC unroll 1
+    for (int64_t b = row; b < row + R; ++b) {
+      __builtin_prefetch(at.m ? static_cast<const void*>(at.m + b * at.m_row)
+                              : static_cast<const void*>(at.y + b * at.y_row),
+                         1, 3);
+      __builtin_prefetch(at.c_out + b * W, 1, 3);
     }
   }
 
@@ -402,6 +423,7 @@ class Forward {
       alignas(64) E sums[R * G];
       for (int64_t k = 0; k < k_blocks; ++k) {
         const int64_t k0 = split(K, k, k_blocks), k1 = split(K, k + 1, k_blocks);
+        if (k + 1 == k_blocks) expect_results<R>(at, row);
         Tile<E, R, 4> tile;
         multiply_block(at, row, x_rows, k0, k1, I, P, tile);
         tile.add(k == 0 ? at.start + row * at.start_row : sums, k == 0 ? at.start_row : G);
@@ -472,17 +494,24 @@ class Forward {
   }
 #endif
 
-  // Sums of W rows of a matrix, rows[j] . v, as one vector.
+  // Sums of W rows of a matrix, rows[j] . v, as one vector. Of whole rows a few at a time: more lie
+  // too far apart for what fetches ahead.
   static FL_INLINE Vec<E> dot_rows(const S* w, int64_t w_row, int units, const E* v, int64_t n) {
+    constexpr int kRows = W < 8 ? W : 8;
     Vec<E> acc[W];
 #pragma GCC unroll 16
     for (int j = 0; j < W; ++j) acc[j] = Vec<E>::set1(0);
     int64_t k = 0;
     if (units == W) {
-      for (; k + W <= n; k += W) {
-        const Vec<E> x = Vec<E>::load(v + k);
-#pragma GCC unroll 16
-        for (int j = 0; j < W; ++j) acc[j] = fma(x, load_as(Tag<E>{}, w + j * w_row + k), acc[j]);
+#pragma GCC unroll 4
+      for (int first = 0; first < W; first += kRows) {
+        for (k = 0; k + W <= n; k += W) {
+          const Vec<E> x = Vec<E>::load(v + k);
+#pragma GCC unroll 8
+          for (int j = first; j < first + kRows; ++j) {
+            acc[j] = fma(x, load_as(Tag<E>{}, w + j * w_row + k), acc[j]);
+          }
+        }
       }
     } else {
       for (; k + W <= n; k += W) {
@@ -551,6 +580,7 @@ class Forward {
       at.start_row = G;
     }
     at.gates = keeps_gates() ? side.reserve.gates_at(steps_, t, p) : nullptr;
+    at.streams = streams_;
     at.c_out = training ? side.reserve.cells_at(steps_, t, p) : side.c + p * q_.B * W;
   }
 
@@ -609,6 +639,7 @@ class Forward {
       }
       if (barrier) barrier->wait(parties);
     }
+    if (streams_) finish_streams();
   }
 
   void prepare_matrix(const Parallel& parallel) {
@@ -817,6 +848,7 @@ class Forward {
   ForwardProjection<S, E> projection_;
   ForwardMarks<S, E> marks_;
   MatrixForward<S> matrix_;
+  const bool streams_;
   Steps steps_{0, 0, nullptr, nullptr};
   int64_t* offsets_ = nullptr;
   A* zeros_ = nullptr;

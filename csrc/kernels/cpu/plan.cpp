@@ -86,10 +86,13 @@ int64_t total_rows(const Problem& problem) {
 }
 
 Plan plan_forward(const Problem& problem, bool training, int32_t threads, const Facts& facts) {
-  (void)training;
   Plan plan;
   plan.near_bytes = facts.near_bytes;
   const int64_t rows = total_rows(problem);
+  const int64_t gate_bytes = problem.D * rows * 4 * problem.H * facts.storage_bytes;
+  plan.stream_gates = training && !problem.recompute && problem.marks == nullptr &&
+                      facts.storage_bytes == facts.compute_bytes && facts.stream_bytes > 0 &&
+                      gate_bytes > facts.stream_bytes;
   const int64_t input_bytes = 4 * problem.H * problem.I * facts.operand_bytes;
   const int64_t state_bytes = 4 * problem.H * problem.P * facts.operand_bytes;
   // Packing costs about as much as three steps of a single row. Stored halves are worth reading as

@@ -25,6 +25,8 @@ struct Facts {
   // W_ih and W_hh together up to this size are read in every step; W_ih alone is worth a product
   // over many steps only beyond.
   int64_t fused_bytes = 768 << 10;
+  // From this size on, what forward keeps of the gates is stored past the caches; 0: never.
+  int64_t stream_bytes = 0;
 };
 
 enum class Split : int32_t {
@@ -46,6 +48,7 @@ struct Plan {
       0;                   // steps between which x is projected or converted; backward: dgates kept
   int64_t k_block = 48;    // products summed before they join the other blocks' sum
   int64_t near_bytes = 0;  // weights larger than this come from far away: prefetch them
+  bool stream_gates = false;  // forward: what backward needs of the gates goes past the caches
 };
 
 Plan plan_forward(const Problem& problem, bool training, int32_t threads, const Facts& facts);

@@ -549,6 +549,23 @@ FL_INLINE Vec<double> load_as(Tag<double>, const double* p) { return Vec<double>
 FL_INLINE void store_as(Vec<float> x, float* p) { x.store(p); }
 FL_INLINE void store_as(Vec<double> x, double* p) { x.store(p); }
 
+// Stores a line, at a multiple of its size, past the caches: for what nobody will read for long. No
+// line is fetched to be overwritten, none in use is displaced. Other threads may read it after
+// finish_streams(). Where a vector is no line, it is an ordinary store.
+#if FUSED_LSTM_SIMD == 3
+FL_INLINE void stream_as(Vec<float> x, float* p) { _mm512_stream_ps(p, x.v); }
+FL_INLINE void stream_as(Vec<double> x, double* p) { _mm512_stream_pd(p, x.v); }
+FL_INLINE void finish_streams() { _mm_sfence(); }
+#else
+FL_INLINE void stream_as(Vec<float> x, float* p) { x.store(p); }
+FL_INLINE void stream_as(Vec<double> x, double* p) { x.store(p); }
+FL_INLINE void finish_streams() {}
+#endif
+template <class Half>
+FL_INLINE void stream_as(Vec<float> x, Half* p) {
+  store_as(x, p);
+}
+
 FL_INLINE Vec<float> load_as(Tag<float>, const float* p, int n) { return Vec<float>::load(p, n); }
 FL_INLINE Vec<double> load_as(Tag<double>, const double* p, int n) {
   return Vec<double>::load(p, n);
