@@ -23,6 +23,7 @@ __all__ = [
     "cell",
     "explain_plan",
     "marked_obstacle",
+    "plain_layer",
     "runs_directly",
     "stack",
     "ten_weights",
@@ -31,6 +32,7 @@ __all__ = [
 
 _KERNEL_DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
 _PLAIN_TENSORS = frozenset({Tensor, nn.Parameter})
+_NO_REVERSE = (None,) * (ops.WEIGHT_SLOTS - 4)  # after w_ih, w_hh and the biases
 _CUDA_CAVEAT = "these kernels have run on the CPU stand-in only"
 
 
@@ -64,6 +66,67 @@ def stack(
     return y, (h_n, c_n)
 
 
+def plain_layer(
+    x: Any,  # [T, B, I], or [B, T, I] with B in batch_dim
+    hx: Any,
+    weights: Sequence[Tensor],  # w_ih, w_hh[, b_ih, b_hh]
+    batch_dim: int,
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """One layer of one direction without a projection, or None for whoever looks more closely.
+
+    At a few steps of few rows looking at a call takes as long as computing it. So this looks once,
+    for all that makes a call plain: CPU tensors of one dtype and of the right sizes, which nothing
+    traces, transforms or casts. It refuses nothing.
+    """
+    if not isinstance(x, Tensor):
+        return None
+    if hx is None:
+        if not runs_directly(x, weights) or not _fits(x, 3, weights):
+            return None
+        state: Any = (None, None)
+    else:
+        if type(hx) is not tuple or len(hx) != 2:
+            return None
+        if not isinstance(hx[0], Tensor) or not isinstance(hx[1], Tensor):
+            return None
+        if not runs_directly(x, (*weights, *hx)) or not _fits(x, 3, weights):
+            return None
+        expected = (1, x.shape[batch_dim], weights[1].shape[1])
+        if hx[0].shape != expected or hx[1].shape != expected:
+            return None
+        state = hx
+    return _one_layer(x.transpose(0, 1) if batch_dim == 0 else x, state, weights)
+
+
+def _plain_cell(
+    x: Tensor, hx: Sequence[Tensor] | None, weights: Sequence[Tensor]
+) -> tuple[Tensor, Tensor] | None:
+    """`cell` in the same way."""
+    everything = weights if hx is None else (*weights, *hx)
+    if not runs_directly(x, everything) or not _fits(x, 2, weights):
+        return None
+    state: Any = (None, None)
+    if hx is not None:
+        expected = (x.shape[0], weights[1].shape[1])
+        if hx[0].shape != expected or hx[1].shape != expected:
+            return None
+        state = (hx[0].unsqueeze(0), hx[1].unsqueeze(0))
+    _, h, c = _one_layer(x.unsqueeze(0), state, weights)
+    return h.squeeze(0), c.squeeze(0)
+
+
+def _fits(x: Tensor, dim: int, weights: Sequence[Tensor]) -> bool:
+    sizes, (gates, features) = x.shape, weights[0].shape
+    return len(sizes) == dim and sizes[-1] == features and gates > 0 and 0 not in sizes
+
+
+def _one_layer(
+    x: Tensor, state: tuple[Tensor | None, Tensor | None], weights: Sequence[Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    no_biases = () if len(weights) == 4 else (None, None)
+    return function.lstm_layer(x, None, *state, *weights, *no_biases, *_NO_REVERSE)
+
+
 def zero_state(x: Tensor, batch: int, w_ih: Tensor, options: Options) -> tuple[Tensor, Tensor]:
     """The initial state that stands for none: h [L*D, B, P] and c [L*D, B, H] of x's dtype."""
     rows, hidden = options.num_layers * (2 if options.bidirectional else 1), w_ih.shape[0] // 4
@@ -80,6 +143,9 @@ def cell(
     b_hh: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     weights = (w_ih, w_hh) if b_ih is None or b_hh is None else (w_ih, w_hh, b_ih, b_hh)
+    plain = _plain_cell(x, hx, weights)
+    if plain is not None:
+        return plain
     transformed = _transforms()
     (batch, features), hidden = x.shape, w_hh.shape[1]
     fits = features == w_ih.shape[1] and features > 0 and hidden > 0
@@ -322,8 +388,8 @@ def _computes_itself(kind: type) -> bool:
 
 
 def runs_directly(x: Tensor, weights: Sequence[Tensor]) -> bool:
-    """Whether a call without a gradient is the CPU operator's alone: nothing traces, transforms or
-    casts it, and every weight is of x's dtype and on the CPU.
+    """Whether a call is the CPU operator's alone, or with a gradient LstmLayer's: nothing traces,
+    transforms or casts it, and every weight is of x's dtype and on the CPU.
     """
     if torch.compiler.is_compiling() or torch._C._is_any_autocast_enabled() or _transforms():
         return False

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from .dispatch import Options, cell, stack, zero_state
+from .dispatch import Options, cell, plain_layer, stack, zero_state
 from .extras import Extras
 
 __all__ = ["lstm", "lstm_cell"]
@@ -107,6 +107,19 @@ def lstm(
         own = (reset, lengths, bool(return_cells), extras)
         return _lstm_marked(input, hx, weights, options, batch_first, *own)
     return plain_lstm(input, hx, weights, options, batch_first, stack)
+
+
+def plain_lstm_layer(
+    input: Any, hx: Any, weights: Sequence[Tensor], batch_first: bool
+) -> tuple[Tensor, tuple[Tensor, Tensor]] | None:
+    """`lstm` of one layer in one direction, without a projection, where `dispatch.plain_layer` has
+    it. Whatever has to be refused, or computed in another way, is not plain: None.
+    """
+    results = plain_layer(input, hx, weights, 0 if batch_first else 1)
+    if results is None:
+        return None
+    y, h_n, c_n = results
+    return (y.transpose(0, 1) if batch_first else y), (h_n, c_n)
 
 
 def plain_lstm(

@@ -245,10 +245,16 @@ class LSTM(nn.RNNBase):
                 return _fx_leaf(self, input, hx, reset, lengths, return_cells)
             if self._frozen is not None:
                 return _frozen_call(self, input, hx, reset, lengths, return_cells)
+            weights = self._current_weights()
+            asked = reset is not None or lengths is not None or return_cells
+            if not asked and _is_plain(self):
+                plain = functional.plain_lstm_layer(input, hx, weights, self.batch_first)
+                if plain is not None:
+                    return plain
             return functional.lstm(
                 input,
                 hx,
-                self._current_weights(),
+                weights,
                 num_layers=self.num_layers,
                 bias=self.bias,
                 batch_first=self.batch_first,
@@ -380,9 +386,7 @@ class LSTMCell(nn.RNNCellBase):
         else:
             if isinstance(input, torch.fx.Proxy):
                 return _fx_leaf(self, input, hx)
-            return functional.lstm_cell(
-                input, hx, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
-            )
+            return functional.lstm_cell(input, hx, *_weights_of_cell(self))
 
     def _scripted(self, input: Tensor, hx: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
         x = input if input.dim() == 2 else input.unsqueeze(0)
@@ -395,6 +399,23 @@ class LSTMCell(nn.RNNCellBase):
             x, hx, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
         )
         return (h, c) if input.dim() == 2 else (h.squeeze(0), c.squeeze(0))
+
+
+# Functions, not methods: they serve converted modules too, which have but our forward.
+
+
+def _is_plain(lstm: nn.RNNBase) -> bool:
+    stacked = lstm.num_layers != 1 or lstm.bidirectional
+    extras: Any = lstm.extras
+    return not (stacked or lstm.proj_size or extras is not None)
+
+
+def _weights_of_cell(cell: nn.RNNCellBase) -> list[Any]:
+    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    try:
+        return [cell._parameters[name] for name in names]
+    except KeyError:  # pruned, normalised, or replaced by a plain tensor
+        return [getattr(cell, name) for name in names]
 
 
 def _frozen_call(lstm: LSTM, *own: Any) -> Any:
