@@ -7,7 +7,8 @@ the parameters against what they were: the same objects, at the same place, with
 counter. One thing does not count there, an edit through `.data`; while frozen, parameters are
 `WatchedParameter`s, whose `.data` does count.
 
-What is computed: csrc/kernels/frozen.h. x, h, c and all sums are float32.
+What is computed: csrc/kernels/frozen.h. x, h, c and all sums are float32; but a processor that
+multiplies bytes takes h in 16 bits for its product with int8 weights, see kernels/cpu/bytes.h.
 """
 
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from . import _extension, dispatch, export, ops
 __all__ = ["Frozen", "WatchedParameter", "freeze", "thaw"]
 
 UNITS = 16  # of a panel: kFrozenUnits of frozen.h
+QUAD = 4  # rows of 8-bit W_hh that lie side by side
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 _REMEDY = "call lstm.thaw(), or lstm.freeze() again"
 
@@ -224,7 +226,7 @@ def _pack(own: Sequence[Tensor], weights: str) -> tuple[Tensor, Tensor | None, T
         return _panels(rows), None, _panels(bias[:, None]).squeeze(1)
     (q_ih, s_ih), (q_hh, s_hh) = _quantised(w_ih), _quantised(w_hh)
     scales = torch.stack([_panels(s[:, None]).squeeze(1) for s in (s_ih, s_hh)])
-    return _panels(torch.cat([q_ih, q_hh], 1)), scales, _panels(bias[:, None]).squeeze(1)
+    return _int8_panels(q_ih, q_hh), scales, _panels(bias[:, None]).squeeze(1)
 
 
 def _quantised(w: Tensor) -> tuple[Tensor, Tensor]:
@@ -239,14 +241,35 @@ def _panels(rows: Tensor) -> Tensor:  # [4H, K] -> [ceil(H/16), K, 4, 16], see f
     count = -(-H // UNITS)
     padded = rows.new_zeros(4, count * UNITS, K)
     padded[:, :H] = rows.view(4, H, K)
-    panels = rows.new_empty(count, K, 4, UNITS)
-    # A step walks through all of it: on small pages every few lines wait for an address.
-    _extension.require().prefer_large_pages(panels.data_ptr(), panels.nbytes)
+    panels = _on_large_pages(rows, count, K)
     if rows.dtype == torch.bfloat16:  # gates in pairs: i beside f, g beside o
         pairs = padded.view(2, 2, count, UNITS, K).permute(2, 4, 0, 3, 1)
         panels.view(count, K, 2, UNITS, 2).copy_(pairs)
         return panels
     return panels.copy_(padded.view(4, count, UNITS, K).permute(1, 3, 0, 2))
+
+
+def _int8_panels(ih: Tensor, hh: Tensor) -> Tensor:
+    """W_ih [4H, I] as `_panels` has it, then W_hh [4H, H]: four k of a unit side by side, 128 added
+    -> [ceil(H/16), I + 4 ceil(H/4), 4, 16], see frozen.h.
+    """
+    H, features = hh.shape[1], ih.shape[1]
+    count, groups = -(-H // UNITS), -(-H // QUAD)
+    panels = _on_large_pages(ih, count, features + groups * QUAD)
+    panels[:, :features] = _panels(ih)
+    quads = hh.new_zeros(4, count * UNITS, groups * QUAD)
+    quads[:, :H, :H] = hh.view(4, H, H)
+    quads = quads.view(4, count, UNITS, groups, QUAD).permute(1, 3, 0, 2, 4)
+    biased = quads.bitwise_xor(-128)  # the byte of w + 128
+    panels[:, features:] = biased.reshape(count, groups * QUAD, 4, UNITS)
+    return panels
+
+
+def _on_large_pages(like: Tensor, count: int, rows: int) -> Tensor:
+    panels = like.new_empty(count, rows, 4, UNITS)
+    # A step walks through all of it: on small pages every few lines wait for an address.
+    _extension.require().prefer_large_pages(panels.data_ptr(), panels.nbytes)
+    return panels
 
 
 def __getattr__(name: str) -> Any:

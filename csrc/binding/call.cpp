@@ -6,6 +6,9 @@
 namespace fused_lstm {
 namespace {
 
+constexpr const char* kFrozenSizes =
+    "[ceil(H/16), I + H, 4, 16] (int8: H rounded up to a multiple of 4)";
+
 const Tensor* pointer(const OptionalTensor& tensor) { return tensor ? &*tensor : nullptr; }
 
 }  // namespace
@@ -222,11 +225,12 @@ void Call::set_frozen_sizes(int64_t hidden_size, const FrozenArguments& weights,
   } else {
     reject(panels.name, "dtype float32, bfloat16 or int8", dtype_name(panels.dtype));
   }
-  if (panels.dim != 4 || panels.sizes[1] <= hidden_size) {
-    reject(panels.name, "sizes [ceil(H/16), I + H, 4, 16]", describe_sizes(panels));
+  const int64_t rows = frozen_rows(frozen->stored, hidden_size);
+  if (panels.dim != 4 || panels.sizes[1] <= rows) {
+    reject(panels.name, std::string("sizes ") + kFrozenSizes, describe_sizes(panels));
   }
   problem_.H = problem_.P = hidden_size;
-  problem_.I = panels.sizes[1] - hidden_size;
+  problem_.I = panels.sizes[1] - rows;
 }
 
 // T, B and N, from sizes of x and the counts of a packed one.
@@ -324,8 +328,8 @@ void Call::set_frozen(const FrozenArguments& w, Stored stored, FrozenWeights* ou
   };
   const int32_t dtypes[] = {dtype_, torch_bfloat16(), torch_int8()};
   out->panels =
-      look_at(w.panels_name, *w.panels, dtypes[static_cast<int32_t>(stored)],
-              "[ceil(H/16), I + H, 4, 16]", {panels, problem_.I + problem_.H, 4, kFrozenUnits});
+      look_at(w.panels_name, *w.panels, dtypes[static_cast<int32_t>(stored)], kFrozenSizes,
+              {panels, problem_.I + frozen_rows(stored, problem_.H), 4, kFrozenUnits});
   if (w.bias == nullptr) reject(w.bias_name, "a tensor beside the panels", "None");
   out->bias = static_cast<const float*>(
       look_at(w.bias_name, *w.bias, dtype_, "[ceil(H/16), 4, 16]", {panels, 4, kFrozenUnits}));

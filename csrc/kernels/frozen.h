@@ -20,11 +20,18 @@ enum class Stored : int32_t { kFloat32 = 0, kBFloat16 = 1, kInt8 = 2 };
 // or 16 lanes each divide it.
 constexpr int64_t kFrozenUnits = 16;
 
+// Rows of W_hh^T in a panel, as stored.
+inline int64_t frozen_rows(Stored stored, int64_t H) {
+  return stored == Stored::kInt8 ? (H + 3) / 4 * 4 : H;
+}
+
 // The weights of one direction, contiguous. Units beyond H are zero.
 struct FrozenWeights {
   // [ceil(H/16), I + H, 4, 16]: rows of W_ih^T, then of W_hh^T. bfloat16 has gates in pairs,
   // [ceil(H/16), I + H, 2, 16, 2]: i and f of a unit in one 32-bit lane, then g and o, and a shift
-  // or a mask makes either a float.
+  // or a mask makes either a float. 8-bit W_hh has four k of a unit side by side, zeros behind its
+  // last, and 128 added: [ceil(H/16), I + 4 ceil(H/4), 4, 16] in all, of which the rows of W_hh^T
+  // are [ceil(H/4), 4, 16, 4] of unsigned bytes.
   const void* panels = nullptr;
   const float* scales = nullptr;  // [2, ceil(H/16), 4, 16] for 8 bits: of W_ih and W_hh. Else null
   const float* bias = nullptr;    // [ceil(H/16), 4, 16]: b_ih + b_hh

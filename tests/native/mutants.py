@@ -516,6 +516,44 @@ MUTANTS += [
         "test_frozen",
     ),
     Mutant(
+        "frozen: 128 left in 8-bit weights",
+        "cpu/simd.h",
+        "(quads ^ 0x80808080u)",
+        "(quads ^ 0u)",
+        "test_frozen",
+    ),
+    Mutant(
+        "frozen: 8-bit weights of another k of the four",
+        "cpu/simd.h",
+        "<< (24 - 8 * k)) >> 24;",
+        "<< (8 * k)) >> 24;",
+        "test_frozen",
+    ),
+    Mutant(
+        "frozen: low bytes of h forgotten",
+        "cpu/bytes.cpp",
+        "total[1] += weight * bytes[kByteBlock];",
+        "total[1] += 128 * bytes[kByteBlock];",
+        "test_frozen",
+        "emulated512",
+    ),
+    Mutant(
+        "frozen: low bytes' 128 not taken back",
+        "cpu/frozen_forward.h",
+        "starts[1] -= 128 * low_sum[i];",
+        "starts[1] -= 0 * low_sum[i];",
+        "test_frozen",
+        "emulated512",
+    ),
+    Mutant(
+        "frozen: h in the unit of the first row",
+        "cpu/frozen_forward.h",
+        "bytes->units + b}",
+        "bytes->units}",
+        "test_frozen",
+        "emulated512",
+    ),
+    Mutant(
         "frozen: a k-block forgets the one before",
         "cpu/frozen_forward.h",
         "if (k > 0) tile.add(sums, G);",
@@ -559,7 +597,7 @@ def try_mutant(mutant: Mutant, kernels: Path, build: Path, isa: str) -> str | No
         problem = plant(mutant, kernels, copy)
         if problem:
             return problem
-        sources = ("dispatch", "keep_bits", "plan", f"isa_{isa}")
+        sources = ("bytes", "dispatch", "keep_bits", "plan", f"isa_{isa}")
         changed = [copy / "cpu" / f"{name}.cpp" for name in sources]
         kept = [
             path

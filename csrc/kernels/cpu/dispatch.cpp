@@ -14,6 +14,7 @@
 #include <cpuid.h>
 #endif
 
+#include "bytes.h"
 #include "kernels.h"
 #include "plan.h"
 
@@ -225,6 +226,16 @@ bool set_isa(Isa isa) {
 }
 
 const Kernels& active_kernels(DType dtype) { return kernels(dtype); }
+
+ByteProduct active_byte_product() {
+  const Isa isa = active_isa();
+  if (isa == Isa::kEmulated512) return plain_byte_product;
+#if defined(__x86_64__)
+  static const bool here = __builtin_cpu_supports("avx512vnni");
+  if (isa == Isa::kAvx512 && here) return avx512vnni_byte_product();
+#endif
+  return nullptr;
+}
 
 size_t reserve_bytes(const Problem& problem) {
   return kernels(problem.dtype).reserve_bytes(problem);

@@ -31,10 +31,17 @@ Status check(const Problem& q, const Frozen& frozen, const Outputs& outputs) {
   return valid_batch_sizes(q) ? Status::kOk : Status::kBadArgument;
 }
 
+// Scratch does not depend on how weights are stored.
+Plan plan_of(const Problem& problem, int32_t threads) {
+  Plan plan = plan_frozen(problem, threads);
+  if (problem.H <= kMostBytes) plan.byte_product = active_byte_product();
+  return plan;
+}
+
 }  // namespace
 
 size_t frozen_workspace_bytes(const Problem& problem, int32_t threads) {
-  return active_kernels(DType::kFloat32).frozen_workspace(problem, plan_frozen(problem, threads));
+  return active_kernels(DType::kFloat32).frozen_workspace(problem, plan_of(problem, threads));
 }
 
 Status frozen_forward(const Problem& problem, const Frozen& frozen, const Outputs& outputs,
@@ -43,7 +50,7 @@ Status frozen_forward(const Problem& problem, const Frozen& frozen, const Output
   if (status != Status::kOk) return status;
   if (workspace == nullptr) return Status::kBadArgument;
   const Kernels& kernels = active_kernels(DType::kFloat32);
-  const Plan plan = plan_frozen(problem, parallel.threads);
+  const Plan plan = plan_of(problem, parallel.threads);
   if (kernels.frozen_workspace(problem, plan) > workspace_bytes) return Status::kWorkspaceTooSmall;
   kernels.frozen(problem, frozen, outputs, plan, workspace, parallel);
   return Status::kOk;
@@ -51,12 +58,14 @@ Status frozen_forward(const Problem& problem, const Frozen& frozen, const Output
 
 void explain_frozen(const Problem& problem, Stored stored, int32_t threads, char* text,
                     size_t text_bytes) {
-  const Plan plan = plan_frozen(problem, threads);
+  const Plan plan = plan_of(problem, threads);
   const char* const names[] = {"float32", "bfloat16", "int8"};
+  const bool bytes = stored == Stored::kInt8 && plan.byte_product != nullptr;
   std::snprintf(text, text_bytes,
-                "cpu %s: frozen %s panels, input projected ahead in chunks, %d task%s%s",
-                isa_name(active_isa()), names[static_cast<int32_t>(stored)], plan.threads,
-                plan.threads == 1 ? "" : "s", plan.threads == 1 ? "" : " over hidden units");
+                "cpu %s: frozen %s panels%s, input projected ahead in chunks, %d task%s%s",
+                isa_name(active_isa()), names[static_cast<int32_t>(stored)],
+                bytes ? " with products of bytes" : "", plan.threads, plan.threads == 1 ? "" : "s",
+                plan.threads == 1 ? "" : " over hidden units");
 }
 
 }  // namespace cpu

@@ -4,7 +4,8 @@
 // of steps at a time, so that W_ih is read once for all of them; then every step streams W_hh.
 // Weights are widened to float in registers, on their way into tile.h's loop. With one row nothing
 // else happens to them, with more rows a widened vector serves up to six. bfloat16 lies such that
-// a shift or a mask widens a vector; loads that widen held up Zen 4.
+// a shift or a mask widens a vector; loads that widen held up Zen 4. 8-bit W_hh is not widened
+// where the processor multiplies bytes (bytes.h).
 //
 // Panels hold kFrozenUnits units for every processor. A vector may hold fewer: a panel is then
 // walked strip by strip, W of its units each, and everything kept in the workspace is per strip.
@@ -32,6 +33,11 @@ class FrozenForward {
     offsets_ = carver.take<int64_t>(q_.batch_sizes ? q_.T + 1 : 0);
     zeros_ = carver.take<float>(q_.h0 ? 0 : q_.H);
     barriers_ = carver.take<Barrier>(q_.D);
+    const bool bytes = plan.byte_product != nullptr;
+    byte_row_ = ceil_div(q_.H, kByteBlock) * 2 * kByteBlock;
+    bytes_ = carver.take<int8_t>(bytes ? plan.threads * q_.B * byte_row_ : 0);
+    starts_ = carver.take<int32_t>(bytes ? plan.threads * q_.B * 2 : 0);
+    units_ = carver.take<float>(bytes ? plan.threads * q_.B : 0);
     for (int32_t d = 0; d < q_.D; ++d) {
       projected_[d] = carver.take<float>(panels_ * kStrips * chunk_rows_ * G);
     }
@@ -57,7 +63,8 @@ class FrozenForward {
         const Share share = share_of(rank, parties, q_.D);
         for (int32_t d = share.first_side; d < share.last_side; ++d) {
           recur(d, first, last, split(panels_, share.index, share.count),
-                split(panels_, share.index + 1, share.count), static_cast<int32_t>(share.count));
+                split(panels_, share.index + 1, share.count), static_cast<int32_t>(share.count),
+                rank);
         }
       });
     }
@@ -78,7 +85,8 @@ class FrozenForward {
   float* c_of(int32_t d) const { return static_cast<float*>(out_.c_n) + d * q_.B * q_.H; }
   float* h_n_of(int32_t d) const { return static_cast<float*>(out_.h_n) + d * q_.B * q_.H; }
   const K* panel(int32_t d, int64_t p) const {
-    return static_cast<const K*>(frozen_.weights[d].panels) + p * (q_.I + q_.H) * kRow;
+    return static_cast<const K*>(frozen_.weights[d].panels) +
+           p * (q_.I + frozen_rows(frozen_.stored, q_.H)) * kRow;
   }
   // Elements between the strips of a panel.
   static constexpr int kStrip = std::is_same<K, BFloat16>::value ? 2 * W : W;
@@ -92,6 +100,7 @@ class FrozenForward {
                             ((which * panels_ + p) * 4 + j) * kFrozenUnits + s * W);
   }
   static constexpr bool kScaled = std::is_same<K, int8_t>::value;
+  static constexpr bool kBytes = kScaled && W == kByteBlock;  // may go by bytes.h
 
   // c lives in c_n from the first step on; h_n takes every row's h, the last one stays.
   void start_states() {
@@ -104,19 +113,27 @@ class FrozenForward {
     for (int64_t u = 0; q_.h0 == nullptr && u < q_.H; ++u) zeros_[u] = 0;
   }
 
-  // Strip s of a panel: out + s * out_strip, [R][4][W] = rows of a [R][n] times n rows of it.
-  template <int R>
+  // Strip s of a panel: out + s * out_strip, [R][4][W] = rows of a [R][n] times n rows of it, which
+  // lie one by one or, kQuads, by fours.
+  template <int R, bool kQuads = false>
   FL_INLINE void multiply(const float* a, int64_t a_row, const K* w, int64_t n, int strips,
                           float* out, int64_t out_strip) const {
-    const int64_t blocks = ceil_div(n, plan_.k_block);
+    constexpr int64_t kTogether = kQuads ? 4 : 1;
+    const int64_t blocks = ceil_div(n, plan_.k_block), groups = ceil_div(n, kTogether);
     for (int64_t k = 0; k < blocks; ++k) {
-      const int64_t k0 = split(n, k, blocks), k1 = split(n, k + 1, blocks);
+      const int64_t k0 = split(groups, k, blocks) * kTogether;
+      const int64_t k1 = min64(n, split(groups, k + 1, blocks) * kTogether);
       for (int s = 0; s < strips; ++s) {
         float* sums = out + s * out_strip;
         Tile<float, R, 4> tile;
         tile.zero();
-        tile.template accumulate<kUnits>(a + k0, a_row, 1, w + k0 * kRow + s * kStrip, kRow,
-                                         k1 - k0);
+        if constexpr (kQuads) {
+          tile.template accumulate_quads<4 * kUnits>(a + k0, a_row, w + k0 * kRow + s * 4 * W,
+                                                     4 * kRow, k1 - k0);
+        } else {
+          tile.template accumulate<kUnits>(a + k0, a_row, 1, w + k0 * kRow + s * kStrip, kRow,
+                                           k1 - k0);
+        }
         if (k > 0) tile.add(sums, G);
         tile.store(sums, G);
       }
@@ -208,13 +225,22 @@ class FrozenForward {
     int64_t start;  // rows of the chunk before this step's
     float* y;       // row b's h of the panel at y + b * y_row
     int64_t y_row;
+    const ByteRows* bytes;  // the step's h, or null where it is to be taken as it is
     template <int R>
     FL_INLINE void run(int64_t offset) const {
       const int64_t b = segment.begin + offset;
       alignas(64) float sums[kStrips * R * G];
       const int strips = f.strips_of(p);
-      f.multiply<R>(segment.h + b * segment.h_row, segment.h_row, f.panel(d, p) + f.q_.I * kRow,
-                    f.q_.H, strips, sums, R * G);
+      const K* w = f.panel(d, p) + f.q_.I * kRow;
+      if (kBytes && bytes != nullptr) {
+        const ByteRows rows{bytes->data + b * bytes->row, bytes->row, bytes->starts + 2 * b,
+                            bytes->units + b};
+        f.plan_.byte_product(reinterpret_cast<const uint8_t*>(w), ceil_div(f.q_.H, 4), rows, R,
+                             sums);
+      } else {
+        f.multiply<R, kScaled>(segment.h + b * segment.h_row, segment.h_row, w, f.q_.H, strips,
+                               sums, R * G);
+      }
       for (int s = 0; s < strips; ++s) cells(sums + s * R * G, s, b, R);
     }
     // A function of its own: one in every size of tile would be most of the code there is.
@@ -252,20 +278,91 @@ class FrozenForward {
     }
   };
 
-  void recur(int32_t d, int64_t first, int64_t last, int64_t p0, int64_t p1, int32_t parties) {
+  // h of a segment's rows as bytes, each thread for itself: quicker than to wait for another.
+  // False where a row holds what they cannot say.
+  bool to_bytes(const Segment& segment, int32_t rank, ByteRows& rows) const {
+    if constexpr (kBytes) {
+      int8_t* const data = bytes_ + rank * q_.B * byte_row_;
+      int32_t* const starts = starts_ + rank * q_.B * 2;
+      float* const units = units_ + rank * q_.B;
+      rows = {data, byte_row_, starts, units};
+      for (int64_t b = segment.begin; b < segment.end; ++b) {
+        const float* h = segment.h + b * segment.h_row;
+        if (!row_to_bytes(h, data + b * byte_row_, starts + 2 * b, units + b)) return false;
+      }
+      return true;
+    }
+    (void)segment, (void)rank, (void)rows;
+    return false;
+  }
+  Vec<float> some_of_row(const float* h, int64_t u) const {
+    return q_.H - u >= W ? Vec<float>::load(h + u)
+                         : Vec<float>::load(h + u, static_cast<int>(q_.H - u));
+  }
+  bool row_to_bytes(const float* h, int8_t* out, int32_t* starts, float* unit) const {
+    typedef float Floats __attribute__((vector_size(4 * W)));
+    typedef int32_t Ints __attribute__((vector_size(4 * W)));
+    typedef int8_t Bytes __attribute__((vector_size(W)));
+    constexpr float kLeast = 1e-30f, kMost = 1e30f;
+    constexpr float kMagic = 12582912;  // 1.5 * 2^23: its last place is 1
+    Ints finite = Ints{} - 1;
+    Vec<float> most = Vec<float>::set1(0);
+    for (int64_t u = 0; u < q_.H; u += W) {
+      const Vec<float> x = absolute(some_of_row(h, u));
+      finite &= reinterpret_cast<Ints>(reinterpret_cast<Floats>(x.v) <= kMost);
+      most = vmax(most, x);
+    }
+    int32_t all = -1;
+    float largest = 0;
+    alignas(64) float lanes[W];
+    most.store(lanes);
+    for (int i = 0; i < W; ++i) {
+      all &= finite[i];
+      largest = lanes[i] > largest ? lanes[i] : largest;
+    }
+    if (all == 0 || (largest > 0 && largest < kLeast)) return false;
+    *unit = largest / kByteOne;
+    const Vec<float> scale = Vec<float>::set1(largest > 0 ? kByteOne / largest : 0);
+    Ints high_sum{}, low_sum{};
+    for (int64_t u = 0; u < q_.H; u += W, out += 2 * W) {
+      const Vec<float> scaled = fma(some_of_row(h, u), scale, Vec<float>::set1(kMagic));
+      const Ints q = reinterpret_cast<Ints>(scaled.v) - 0x4b400000;
+      const Ints high = (q + 128) >> 8, low = q - (high << 8);
+      high_sum += high;
+      low_sum += low;
+      const Bytes bytes[2] = {__builtin_convertvector(high, Bytes),
+                              __builtin_convertvector(low, Bytes)};
+      std::memcpy(out, bytes, sizeof(bytes));
+    }
+    starts[0] = starts[1] = 0;
+    for (int i = 0; i < W; ++i) {
+      starts[0] -= 128 * high_sum[i];
+      starts[1] -= 128 * low_sum[i];
+    }
+    return true;
+  }
+
+  void recur(int32_t d, int64_t first, int64_t last, int64_t p0, int64_t p1, int32_t parties,
+             int32_t rank) {
     const int64_t begin = chunk_begin(d, first, last);
     const Sequence<float> y = y_sequence(d);
     for (int64_t step = first; step < last; ++step) {
       const int64_t t = time_of(d, step);
       Segment segments[2];
       const int count = segments_of(d, step, segments);
+      ByteRows rows[2];
+      bool bytes[2] = {false, false};
+      for (int k = 0; plan_.byte_product && k < count; ++k) {
+        bytes[k] = to_bytes(segments[k], rank, rows[k]);
+      }
       const bool backwards = step & 1;  // zigzag: what the last step left in cache is used first
       for (int64_t i = p0; i < p1; ++i) {
         const int64_t p = backwards ? p1 - 1 - (i - p0) : i;
         for (int k = 0; k < count; ++k) {
           for_tiles<4>(segments[k].end - segments[k].begin,
                        GateTile{*this, segments[k], d, p, steps_.offset(t) - steps_.offset(begin),
-                                y.step(steps_, t) + p * kFrozenUnits, y.stride_b});
+                                y.step(steps_, t) + p * kFrozenUnits, y.stride_b,
+                                bytes[k] ? &rows[k] : nullptr});
         }
       }
       barriers_[d].wait(parties);
@@ -281,7 +378,11 @@ class FrozenForward {
   int64_t* offsets_ = nullptr;
   float* zeros_ = nullptr;
   Barrier* barriers_ = nullptr;
-  float* projected_[2] = {};  // [strip][chunk rows][4W]: where the sums of a step begin
+  int8_t* bytes_ = nullptr;  // for each thread [B][byte_row_]: h of a step, see bytes.h
+  int64_t byte_row_ = 0;
+  int32_t* starts_ = nullptr;  // for each thread [B][2]
+  float* units_ = nullptr;     // for each thread [B]
+  float* projected_[2] = {};   // [strip][chunk rows][4W]: where the sums of a step begin
   size_t workspace_bytes_ = 0;
 };
 

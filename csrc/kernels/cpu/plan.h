@@ -6,6 +6,7 @@
 
 #include "../lstm.h"
 #include "../recurrence.h"
+#include "bytes.h"
 
 namespace fused_lstm {
 namespace cpu {
@@ -48,12 +49,14 @@ struct Plan {
       0;                   // steps between which x is projected or converted; backward: dgates kept
   int64_t k_block = 48;    // products summed before they join the other blocks' sum
   int64_t near_bytes = 0;  // weights larger than this come from far away: prefetch them
+  ByteProduct byte_product = nullptr;  // frozen 8-bit weights: W_hh by it, where h allows
   bool stream_gates = false;  // forward: what backward needs of the gates goes past the caches
 };
 
 Plan plan_forward(const Problem& problem, bool training, int32_t threads, const Facts& facts);
 Plan plan_backward(const Problem& problem, int32_t threads, const Facts& facts);
-// From frozen weights: threads, chunk_steps and k_block alone have a meaning.
+// From frozen weights: threads, chunk_steps and k_block alone have a meaning; byte_product is left
+// to the dispatcher.
 Plan plan_frozen(const Problem& problem, int32_t threads);
 
 // How a recurrence is shared out: rows in `tasks` blocks, over at most `threads` threads.

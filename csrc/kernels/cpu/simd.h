@@ -470,6 +470,17 @@ FL_INLINE Vec<float> either_of_pairs(const BFloat16* p, bool second) {
   return {reinterpret_cast<decltype(Vec<float>::v)>(pairs << 16)};
 }
 
+// Byte k of each lane's 32 bits, as floats; bytes are weights with 128 added.
+FL_INLINE Vec<float> byte_of_quads(const int8_t* p, int k) {
+  typedef uint32_t Bits __attribute__((vector_size(4 * Vec<float>::kWidth)));
+  typedef int32_t Ints __attribute__((vector_size(4 * Vec<float>::kWidth)));
+  typedef float Floats __attribute__((vector_size(4 * Vec<float>::kWidth)));
+  Bits quads;
+  __builtin_memcpy(&quads, p, sizeof(quads));
+  const Ints value = reinterpret_cast<Ints>((quads ^ 0x80808080u) << (24 - 8 * k)) >> 24;
+  return {reinterpret_cast<decltype(Vec<float>::v)>(__builtin_convertvector(value, Floats))};
+}
+
 #if FUSED_LSTM_PAIRS
 // Two bfloat16 in each lane: acc + a.first * b.first + a.second * b.second.
 #if FUSED_LSTM_SIMD == 3

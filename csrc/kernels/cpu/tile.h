@@ -131,6 +131,26 @@ struct Tile {
     FUSED_LSTM_UNROLL_K
     for (; k < n; ++k) step<kApart>(a + k * a_k, a_row, w + k * w_k);
   }
+  // Rows of a times n rows of 8-bit weights that lie by fours (../frozen.h): vector j of a group at
+  // w + j * kApart, a group at w + group * w_group.
+  template <int kApart>
+  FL_INLINE void accumulate_quads(const E* a, int64_t a_row, const int8_t* w, int64_t w_group,
+                                  int64_t n) {
+    for (; n >= 4; n -= 4, a += 4, w += w_group) {
+#pragma GCC unroll 4
+      for (int k = 0; k < 4; ++k) quad_step<kApart>(a + k, a_row, w, k);
+    }
+    for (int k = 0; k < n; ++k) quad_step<kApart>(a + k, a_row, w, k);
+  }
+  template <int kApart>
+  FL_INLINE void quad_step(const E* a, int64_t a_row, const int8_t* w, int k) {
+#pragma GCC unroll 4
+    for (int j = 0; j < NV; ++j) {
+      const Vec<E> b = byte_of_quads(w + j * kApart, k);
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) acc[r][j] = fma(Vec<E>::set1(a[r * a_row]), b, acc[r][j]);
+    }
+  }
 #if FUSED_LSTM_PAIRS
   FL_INLINE void step(const BFloat16* a, int64_t a_row, const E* w, bool whole) {
     Vec<E> b[NV];
