@@ -8,7 +8,7 @@ counter. One thing does not count there, an edit through `.data`; while frozen, 
 `WatchedParameter`s, whose `.data` does count.
 
 What is computed: csrc/kernels/frozen.h. x, h, c and all sums are float32; but a processor that
-multiplies bytes takes h in 16 bits for its product with int8 weights, see kernels/cpu/bytes.h.
+multiplies bytes takes x and h in 16 bits to multiply int8 weights, see kernels/cpu/bytes.h.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from . import _extension, dispatch, export, ops
 __all__ = ["Frozen", "WatchedParameter", "freeze", "thaw"]
 
 UNITS = 16  # of a panel: kFrozenUnits of frozen.h
-QUAD = 4  # rows of 8-bit W_hh that lie side by side
+QUAD = 4  # columns of an 8-bit matrix that lie side by side
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 _REMEDY = "call lstm.thaw(), or lstm.freeze() again"
 
@@ -250,18 +250,18 @@ def _panels(rows: Tensor) -> Tensor:  # [4H, K] -> [ceil(H/16), K, 4, 16], see f
 
 
 def _int8_panels(ih: Tensor, hh: Tensor) -> Tensor:
-    """W_ih [4H, I] as `_panels` has it, then W_hh [4H, H]: four k of a unit side by side, 128 added
-    -> [ceil(H/16), I + 4 ceil(H/4), 4, 16], see frozen.h.
+    """W_ih [4H, I] and W_hh [4H, H] with four k of a unit side by side and 128 added to each:
+    [ceil(H/16), 4 ceil(I/4) + 4 ceil(H/4), 4, 16], see frozen.h.
     """
-    H, features = hh.shape[1], ih.shape[1]
-    count, groups = -(-H // UNITS), -(-H // QUAD)
-    panels = _on_large_pages(ih, count, features + groups * QUAD)
-    panels[:, :features] = _panels(ih)
-    quads = hh.new_zeros(4, count * UNITS, groups * QUAD)
-    quads[:, :H, :H] = hh.view(4, H, H)
-    quads = quads.view(4, count, UNITS, groups, QUAD).permute(1, 3, 0, 2, 4)
-    biased = quads.bitwise_xor(-128)  # the byte of w + 128
-    panels[:, features:] = biased.reshape(count, groups * QUAD, 4, UNITS)
+    H = hh.shape[1]
+    count = -(-H // UNITS)
+    rows = [-(-w.shape[1] // QUAD) * QUAD for w in (ih, hh)]
+    panels = _on_large_pages(ih, count, sum(rows))
+    for w, part in zip((ih, hh), panels.split(rows, 1), strict=True):
+        padded = w.new_zeros(4, count * UNITS, part.shape[1])
+        padded[:, :H, : w.shape[1]] = w.view(4, H, -1)
+        quads = padded.view(4, count, UNITS, -1, QUAD).permute(1, 3, 0, 2, 4)
+        part.copy_(quads.bitwise_xor(-128).reshape(part.shape))  # -128: the bit that adds 128
     return panels
 
 

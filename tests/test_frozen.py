@@ -88,7 +88,7 @@ def test_computes_what_is_stored(case: Case, way: str) -> None:
     got = results(case, ours, leaves)
     expected = results(case, theirs, [t.double() for t in leaves])
     bytes_of_h = "products of bytes" in fused_lstm.explain_plan(ours)
-    tolerance = 2 * BYTE_UNIT if bytes_of_h else OUTPUT_TOLERANCE[torch.float32]
+    tolerance = 4 * BYTE_UNIT if bytes_of_h else OUTPUT_TOLERANCE[torch.float32]
     for g, e, o in zip(got, expected, own, strict=True):
         assert error(g, e) <= tolerance
         assert error(g, o) <= STORED_TOLERANCE[way]
@@ -390,6 +390,18 @@ def test_states_that_bytes_hardly_hold(value: float) -> None:
     for g, o in zip((got[0], *got[1]), (own[0], *own[1]), strict=True):
         assert torch.equal(g.isnan(), o.isnan())
         assert error(g.nan_to_num(), o.nan_to_num()) <= STORED_TOLERANCE["int8"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e35, 1e-36, 1e-42, 0.0])
+def test_inputs_that_bytes_hardly_hold(value: float) -> None:
+    torch.manual_seed(2)
+    lstm, x = LSTM(21, 7).eval(), torch.randn(4, 3, 21)
+    x[2, 1] = value
+    with torch.no_grad():
+        own = lstm(x)[0]
+        got = lstm.freeze("int8")(x)[0]
+    assert torch.equal(got.isnan(), own.isnan())
+    assert error(got.nan_to_num(), own.nan_to_num()) <= STORED_TOLERANCE["int8"]
 
 
 def test_a_row_of_zeros_as_int8() -> None:

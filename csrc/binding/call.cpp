@@ -7,7 +7,7 @@ namespace fused_lstm {
 namespace {
 
 constexpr const char* kFrozenSizes =
-    "[ceil(H/16), I + H, 4, 16] (int8: H rounded up to a multiple of 4)";
+    "[ceil(H/16), I + H, 4, 16] (int8: I and H rounded up to multiples of 4)";
 
 const Tensor* pointer(const OptionalTensor& tensor) { return tensor ? &*tensor : nullptr; }
 
@@ -58,7 +58,7 @@ Call::Call(const Place& place, const Tensor& x, const OptionalTensor& batch_size
   if (kernel_dtype(dtype_) != DType::kFloat32) reject("x", "dtype float32", dtype_name(dtype_));
   problem_.D = reverse_weights.panels != nullptr ? 2 : 1;
 
-  set_frozen_sizes(hidden_size, forward_weights, frozen);
+  set_frozen_sizes(x_view, hidden_size, forward_weights, frozen);
   set_rows(x_view, batch_sizes);
   set_states(x_view, h0, c0);
   set_frozen(forward_weights, frozen->stored, &frozen->weights[0]);
@@ -211,7 +211,8 @@ void Call::set_weight_sizes(const WeightArguments& weights) {
   }
 }
 
-void Call::set_frozen_sizes(int64_t hidden_size, const FrozenArguments& weights, Frozen* frozen) {
+void Call::set_frozen_sizes(const View& x, int64_t hidden_size, const FrozenArguments& weights,
+                            Frozen* frozen) {
   constexpr int64_t kMost = int64_t{1} << 40;
   if (hidden_size < 1 || hidden_size >= kMost) {
     reject("hidden_size", "a size of at least 1", std::to_string(hidden_size));
@@ -225,12 +226,11 @@ void Call::set_frozen_sizes(int64_t hidden_size, const FrozenArguments& weights,
   } else {
     reject(panels.name, "dtype float32, bfloat16 or int8", dtype_name(panels.dtype));
   }
-  const int64_t rows = frozen_rows(frozen->stored, hidden_size);
-  if (panels.dim != 4 || panels.sizes[1] <= rows) {
-    reject(panels.name, std::string("sizes ") + kFrozenSizes, describe_sizes(panels));
+  if (x.dim < 1 || x.sizes[x.dim - 1] < 1) {
+    reject("x", "at least one feature", describe_sizes(x));
   }
   problem_.H = problem_.P = hidden_size;
-  problem_.I = panels.sizes[1] - rows;
+  problem_.I = x.sizes[x.dim - 1];  // which set_frozen holds the panels against
 }
 
 // T, B and N, from sizes of x and the counts of a packed one.
@@ -327,9 +327,9 @@ void Call::set_frozen(const FrozenArguments& w, Stored stored, FrozenWeights* ou
     return read_data(tensor);
   };
   const int32_t dtypes[] = {dtype_, torch_bfloat16(), torch_int8()};
-  out->panels =
-      look_at(w.panels_name, *w.panels, dtypes[static_cast<int32_t>(stored)], kFrozenSizes,
-              {panels, problem_.I + frozen_rows(stored, problem_.H), 4, kFrozenUnits});
+  out->panels = look_at(
+      w.panels_name, *w.panels, dtypes[static_cast<int32_t>(stored)], kFrozenSizes,
+      {panels, frozen_rows(stored, problem_.I) + frozen_rows(stored, problem_.H), 4, kFrozenUnits});
   if (w.bias == nullptr) reject(w.bias_name, "a tensor beside the panels", "None");
   out->bias = static_cast<const float*>(
       look_at(w.bias_name, *w.bias, dtype_, "[ceil(H/16), 4, 16]", {panels, 4, kFrozenUnits}));

@@ -86,7 +86,8 @@ class Call : public Arguments {
   class Results;
 
   void set_weight_sizes(const WeightArguments& weights);
-  void set_frozen_sizes(int64_t hidden_size, const FrozenArguments& weights, Frozen* frozen);
+  void set_frozen_sizes(const View& x, int64_t hidden_size, const FrozenArguments& weights,
+                        Frozen* frozen);
   void set_rows(const View& x, const OptionalTensor& batch_sizes);
   void set_states(const View& x, const OptionalTensor& h0, const OptionalTensor& c0);
   void set_frozen(const FrozenArguments& w, Stored stored, FrozenWeights* out);

@@ -8,19 +8,19 @@
 namespace fused_lstm {
 namespace cpu {
 
-void plain_byte_product(const uint8_t* weights, int64_t groups, const ByteRows& h, int64_t rows,
+void plain_byte_product(const uint8_t* weights, int64_t groups, const ByteRows& a, int64_t rows,
                         float* sums) {
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t lane = 0; lane < 4 * 16; ++lane) {
-      int32_t total[2] = {h.starts[2 * r], h.starts[2 * r + 1]};
+      int32_t total[2] = {a.starts[2 * r], a.starts[2 * r + 1]};
       for (int64_t k = 0; k < 4 * groups; ++k) {
-        const int8_t* bytes = h.data + r * h.row + k / kByteBlock * 2 * kByteBlock + k % kByteBlock;
+        const int8_t* bytes = a.data + r * a.row + k / kByteBlock * 2 * kByteBlock + k % kByteBlock;
         const int32_t weight = weights[(k / 4 * 64 + lane) * 4 + k % 4];
         total[0] += weight * bytes[0];
         total[1] += weight * bytes[kByteBlock];
       }
       sums[r * 64 + lane] =
-          (static_cast<float>(total[0]) * 256 + static_cast<float>(total[1])) * h.units[r];
+          (static_cast<float>(total[0]) * 256 + static_cast<float>(total[1])) * a.units[r];
     }
   }
 }
@@ -96,28 +96,28 @@ struct Sums {
 };
 
 template <int R>
-void product(const uint8_t* weights, int64_t groups, const ByteRows& h, int64_t row, float* sums) {
+void product(const uint8_t* weights, int64_t groups, const ByteRows& a, int64_t row, float* sums) {
   Sums<R> all;
-  all.start(h.starts + 2 * row);
-  const int8_t* bytes = h.data + row * h.row;
+  all.start(a.starts + 2 * row);
+  const int8_t* bytes = a.data + row * a.row;
   for (int64_t group = 0; group < groups; ++group, weights += 4 * 64) {
-    all.add(weights, bytes + group / 4 * 2 * kByteBlock + group % 4 * 4, h.row);
+    all.add(weights, bytes + group / 4 * 2 * kByteBlock + group % 4 * 4, a.row);
   }
-  all.store(h.units + row, sums + row * 4 * 16);
+  all.store(a.units + row, sums + row * 4 * 16);
 }
 
-void vnni_byte_product(const uint8_t* weights, int64_t groups, const ByteRows& h, int64_t rows,
+void vnni_byte_product(const uint8_t* weights, int64_t groups, const ByteRows& a, int64_t rows,
                        float* sums) {
   for (int64_t row = 0; row < rows; row += 3) {
     switch (rows - row) {
       case 1:
-        product<1>(weights, groups, h, row, sums);
+        product<1>(weights, groups, a, row, sums);
         break;
       case 2:
-        product<2>(weights, groups, h, row, sums);
+        product<2>(weights, groups, a, row, sums);
         break;
       default:
-        product<3>(weights, groups, h, row, sums);
+        product<3>(weights, groups, a, row, sums);
     }
   }
 }

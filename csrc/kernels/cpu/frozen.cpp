@@ -34,7 +34,7 @@ Status check(const Problem& q, const Frozen& frozen, const Outputs& outputs) {
 // Scratch does not depend on how weights are stored.
 Plan plan_of(const Problem& problem, int32_t threads) {
   Plan plan = plan_frozen(problem, threads);
-  if (problem.H <= kMostBytes) plan.byte_product = active_byte_product();
+  if (problem.H <= kMostBytes && problem.I <= kMostBytes) plan.byte_product = active_byte_product();
   return plan;
 }
 

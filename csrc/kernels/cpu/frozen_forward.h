@@ -33,11 +33,10 @@ class FrozenForward {
     offsets_ = carver.take<int64_t>(q_.batch_sizes ? q_.T + 1 : 0);
     zeros_ = carver.take<float>(q_.h0 ? 0 : q_.H);
     barriers_ = carver.take<Barrier>(q_.D);
-    const bool bytes = plan.byte_product != nullptr;
-    byte_row_ = ceil_div(q_.H, kByteBlock) * 2 * kByteBlock;
-    bytes_ = carver.take<int8_t>(bytes ? plan.threads * q_.B * byte_row_ : 0);
-    starts_ = carver.take<int32_t>(bytes ? plan.threads * q_.B * 2 : 0);
-    units_ = carver.take<float>(bytes ? plan.threads * q_.B : 0);
+    if (plan.byte_product != nullptr) {
+      x_bytes_ = carve_bytes(carver, q_.D * chunk_rows_, q_.I);
+      h_bytes_ = carve_bytes(carver, plan.threads * q_.B, q_.H);
+    }
     for (int32_t d = 0; d < q_.D; ++d) {
       projected_[d] = carver.take<float>(panels_ * kStrips * chunk_rows_ * G);
     }
@@ -52,6 +51,7 @@ class FrozenForward {
     start_states();
     for (int64_t first = 0; first < q_.T; first += plan_.chunk_steps) {
       const int64_t last = min64(q_.T, first + plan_.chunk_steps);
+      if (kBytes && plan_.byte_product != nullptr) x_to_bytes(parallel, first, last);
       const int64_t tasks = min64(plan_.threads, q_.D * panels_);
       run_tasks(parallel, tasks, [&](int64_t i) {
         for (int64_t j = split(q_.D * panels_, i, tasks); j < split(q_.D * panels_, i + 1, tasks);
@@ -86,7 +86,10 @@ class FrozenForward {
   float* h_n_of(int32_t d) const { return static_cast<float*>(out_.h_n) + d * q_.B * q_.H; }
   const K* panel(int32_t d, int64_t p) const {
     return static_cast<const K*>(frozen_.weights[d].panels) +
-           p * (q_.I + frozen_rows(frozen_.stored, q_.H)) * kRow;
+           p * (frozen_rows(frozen_.stored, q_.I) + frozen_rows(frozen_.stored, q_.H)) * kRow;
+  }
+  const K* state_panel(int32_t d, int64_t p) const {
+    return panel(d, p) + frozen_rows(frozen_.stored, q_.I) * kRow;
   }
   // Elements between the strips of a panel.
   static constexpr int kStrip = std::is_same<K, BFloat16>::value ? 2 * W : W;
@@ -113,12 +116,11 @@ class FrozenForward {
     for (int64_t u = 0; q_.h0 == nullptr && u < q_.H; ++u) zeros_[u] = 0;
   }
 
-  // Strip s of a panel: out + s * out_strip, [R][4][W] = rows of a [R][n] times n rows of it, which
-  // lie one by one or, kQuads, by fours.
-  template <int R, bool kQuads = false>
+  // Strip s of a panel: out + s * out_strip, [R][4][W] = rows of a [R][n] times n rows of it.
+  template <int R>
   FL_INLINE void multiply(const float* a, int64_t a_row, const K* w, int64_t n, int strips,
                           float* out, int64_t out_strip) const {
-    constexpr int64_t kTogether = kQuads ? 4 : 1;
+    constexpr int64_t kTogether = kScaled ? 4 : 1;  // rows that lie side by side
     const int64_t blocks = ceil_div(n, plan_.k_block), groups = ceil_div(n, kTogether);
     for (int64_t k = 0; k < blocks; ++k) {
       const int64_t k0 = split(groups, k, blocks) * kTogether;
@@ -127,7 +129,7 @@ class FrozenForward {
         float* sums = out + s * out_strip;
         Tile<float, R, 4> tile;
         tile.zero();
-        if constexpr (kQuads) {
+        if constexpr (kScaled) {
           tile.template accumulate_quads<4 * kUnits>(a + k0, a_row, w + k0 * kRow + s * 4 * W,
                                                      4 * kRow, k1 - k0);
         } else {
@@ -140,6 +142,16 @@ class FrozenForward {
     }
   }
 
+  // The same of one strip by bytes, where every row of a has them; else false.
+  bool multiply_bytes(const ByteRows& a, const K* w, int64_t n, int64_t rows, float* out) const {
+    if (!kBytes || plan_.byte_product == nullptr) return false;
+    for (int64_t r = 0; r < rows; ++r) {
+      if (a.units[r] == 0) return false;
+    }
+    plan_.byte_product(reinterpret_cast<const uint8_t*>(w), ceil_div(n, 4), a, rows, out);
+    return true;
+  }
+
   // bias + x W_ih^T for a tile of rows of one panel.
   struct ProjectTile {
     const FrozenForward& f;
@@ -147,13 +159,16 @@ class FrozenForward {
     int64_t x_row;
     int32_t d;
     int64_t p;
-    float* out;  // of its first strip
+    float* out;      // of its first strip
+    ByteRows bytes;  // of x, where there are any
     template <int R>
     FL_INLINE void run(int64_t row) const {
       const int strips = f.strips_of(p);
       const int64_t out_strip = f.chunk_rows_ * G;
-      f.multiply<R>(x + row * x_row, x_row, f.panel(d, p), f.q_.I, strips, out + row * G,
-                    out_strip);
+      if (!f.multiply_bytes(bytes.from(row), f.panel(d, p), f.q_.I, R, out + row * G)) {
+        f.multiply<R>(x + row * x_row, x_row, f.panel(d, p), f.q_.I, strips, out + row * G,
+                      out_strip);
+      }
       for (int s = 0; s < strips; ++s) add_bias(out + s * out_strip + row * G, s, R);
     }
     __attribute__((noinline)) void add_bias(float* sums, int s, int64_t rows) const {
@@ -188,7 +203,7 @@ class FrozenForward {
       for_tiles<4>(
           steps_.offset(next) - steps_.offset(t),
           ProjectTile{*this, x.step(steps_, t), uniform ? x.uniform_stride(steps_) : x.stride_b, d,
-                      p, out + row * G});
+                      p, out + row * G, x_bytes_.from(d * chunk_rows_ + row)});
       t = next - 1;
     }
   }
@@ -225,21 +240,15 @@ class FrozenForward {
     int64_t start;  // rows of the chunk before this step's
     float* y;       // row b's h of the panel at y + b * y_row
     int64_t y_row;
-    const ByteRows* bytes;  // the step's h, or null where it is to be taken as it is
+    ByteRows bytes;  // of h, where there are any
     template <int R>
     FL_INLINE void run(int64_t offset) const {
       const int64_t b = segment.begin + offset;
       alignas(64) float sums[kStrips * R * G];
       const int strips = f.strips_of(p);
-      const K* w = f.panel(d, p) + f.q_.I * kRow;
-      if (kBytes && bytes != nullptr) {
-        const ByteRows rows{bytes->data + b * bytes->row, bytes->row, bytes->starts + 2 * b,
-                            bytes->units + b};
-        f.plan_.byte_product(reinterpret_cast<const uint8_t*>(w), ceil_div(f.q_.H, 4), rows, R,
-                             sums);
-      } else {
-        f.multiply<R, kScaled>(segment.h + b * segment.h_row, segment.h_row, w, f.q_.H, strips,
-                               sums, R * G);
+      if (!f.multiply_bytes(bytes.from(b), f.state_panel(d, p), f.q_.H, R, sums)) {
+        f.multiply<R>(segment.h + b * segment.h_row, segment.h_row, f.state_panel(d, p), f.q_.H,
+                      strips, sums, R * G);
       }
       for (int s = 0; s < strips; ++s) cells(sums + s * R * G, s, b, R);
     }
@@ -278,68 +287,84 @@ class FrozenForward {
     }
   };
 
-  // h of a segment's rows as bytes, each thread for itself: quicker than to wait for another.
-  // False where a row holds what they cannot say.
-  bool to_bytes(const Segment& segment, int32_t rank, ByteRows& rows) const {
-    if constexpr (kBytes) {
-      int8_t* const data = bytes_ + rank * q_.B * byte_row_;
-      int32_t* const starts = starts_ + rank * q_.B * 2;
-      float* const units = units_ + rank * q_.B;
-      rows = {data, byte_row_, starts, units};
-      for (int64_t b = segment.begin; b < segment.end; ++b) {
-        const float* h = segment.h + b * segment.h_row;
-        if (!row_to_bytes(h, data + b * byte_row_, starts + 2 * b, units + b)) return false;
+  static ByteRows carve_bytes(Carver& carver, int64_t rows, int64_t n) {
+    ByteRows bytes;
+    bytes.row = ceil_div(n, kByteBlock) * 2 * kByteBlock;
+    bytes.data = carver.take<int8_t>(rows * bytes.row);
+    bytes.starts = carver.take<int32_t>(rows * 2);
+    bytes.units = carver.take<float>(rows);
+    return bytes;
+  }
+  void x_to_bytes(const Parallel& parallel, int64_t first, int64_t last) const {
+    const Sequence<const float> x = x_sequence();
+    const int64_t steps = last - first, tasks = min64(plan_.threads, q_.D * steps);
+    run_tasks(parallel, tasks, [&](int64_t i) {
+      for (int64_t j = split(q_.D * steps, i, tasks); j < split(q_.D * steps, i + 1, tasks); ++j) {
+        const int32_t d = static_cast<int32_t>(j / steps);
+        const int64_t begin = chunk_begin(d, first, last), t = begin + j % steps;
+        const int64_t row = d * chunk_rows_ + steps_.offset(t) - steps_.offset(begin);
+        for (int64_t b = 0; b < steps_.rows(t); ++b) {
+          row_to_bytes(x.step(steps_, t) + b * x.stride_b, q_.I, x_bytes_.from(row + b));
+        }
       }
-      return true;
-    }
-    (void)segment, (void)rank, (void)rows;
-    return false;
+    });
   }
-  Vec<float> some_of_row(const float* h, int64_t u) const {
-    return q_.H - u >= W ? Vec<float>::load(h + u)
-                         : Vec<float>::load(h + u, static_cast<int>(q_.H - u));
+  // Every thread for itself: quicker than to wait for another.
+  ByteRows h_to_bytes(const Segment& segment, int32_t rank) const {
+    const ByteRows rows = h_bytes_.from(rank * q_.B);
+    for (int64_t b = segment.begin; b < segment.end; ++b) {
+      row_to_bytes(segment.h + b * segment.h_row, q_.H, rows.from(b));
+    }
+    return rows;
   }
-  bool row_to_bytes(const float* h, int8_t* out, int32_t* starts, float* unit) const {
-    typedef float Floats __attribute__((vector_size(4 * W)));
-    typedef int32_t Ints __attribute__((vector_size(4 * W)));
-    typedef int8_t Bytes __attribute__((vector_size(W)));
-    constexpr float kLeast = 1e-30f, kMost = 1e30f;
-    constexpr float kMagic = 12582912;  // 1.5 * 2^23: its last place is 1
-    Ints finite = Ints{} - 1;
-    Vec<float> most = Vec<float>::set1(0);
-    for (int64_t u = 0; u < q_.H; u += W) {
-      const Vec<float> x = absolute(some_of_row(h, u));
-      finite &= reinterpret_cast<Ints>(reinterpret_cast<Floats>(x.v) <= kMost);
-      most = vmax(most, x);
+  static void row_to_bytes(const float* a, int64_t n, const ByteRows& row) {
+    if constexpr (kBytes) {
+      typedef float Floats __attribute__((vector_size(4 * W)));
+      typedef int32_t Ints __attribute__((vector_size(4 * W)));
+      typedef int8_t Bytes __attribute__((vector_size(W)));
+      constexpr float kLeast = 1e-30f, kMost = 1e30f;
+      constexpr float kMagic = 12582912;  // 1.5 * 2^23: its last place is 1
+      const auto some = [&](int64_t k) {
+        return n - k >= W ? Vec<float>::load(a + k)
+                          : Vec<float>::load(a + k, static_cast<int>(n - k));
+      };
+      Ints finite = Ints{} - 1;
+      Vec<float> most = Vec<float>::set1(0);
+      for (int64_t k = 0; k < n; k += W) {
+        const Vec<float> x = absolute(some(k));
+        finite &= reinterpret_cast<Ints>(reinterpret_cast<Floats>(x.v) <= kMost);
+        most = vmax(most, x);
+      }
+      int32_t all = -1;
+      float largest = 0;
+      alignas(64) float lanes[W];
+      most.store(lanes);
+      for (int i = 0; i < W; ++i) {
+        all &= finite[i];
+        largest = lanes[i] > largest ? lanes[i] : largest;
+      }
+      row.units[0] = 0;
+      if (all == 0 || (largest > 0 && largest < kLeast)) return;
+      row.units[0] = largest > 0 ? largest / kByteOne : 1;
+      const Vec<float> scale = Vec<float>::set1(largest > 0 ? kByteOne / largest : 0);
+      Ints high_sum{}, low_sum{};
+      int8_t* out = row.data;
+      for (int64_t k = 0; k < n; k += W, out += 2 * W) {
+        const Vec<float> scaled = fma(some(k), scale, Vec<float>::set1(kMagic));
+        const Ints q = reinterpret_cast<Ints>(scaled.v) - 0x4b400000;
+        const Ints high = (q + 128) >> 8, low = q - (high << 8);
+        high_sum += high;
+        low_sum += low;
+        const Bytes bytes[2] = {__builtin_convertvector(high, Bytes),
+                                __builtin_convertvector(low, Bytes)};
+        std::memcpy(out, bytes, sizeof(bytes));
+      }
+      row.starts[0] = row.starts[1] = 0;
+      for (int i = 0; i < W; ++i) {
+        row.starts[0] -= 128 * high_sum[i];
+        row.starts[1] -= 128 * low_sum[i];
+      }
     }
-    int32_t all = -1;
-    float largest = 0;
-    alignas(64) float lanes[W];
-    most.store(lanes);
-    for (int i = 0; i < W; ++i) {
-      all &= finite[i];
-      largest = lanes[i] > largest ? lanes[i] : largest;
-    }
-    if (all == 0 || (largest > 0 && largest < kLeast)) return false;
-    *unit = largest / kByteOne;
-    const Vec<float> scale = Vec<float>::set1(largest > 0 ? kByteOne / largest : 0);
-    Ints high_sum{}, low_sum{};
-    for (int64_t u = 0; u < q_.H; u += W, out += 2 * W) {
-      const Vec<float> scaled = fma(some_of_row(h, u), scale, Vec<float>::set1(kMagic));
-      const Ints q = reinterpret_cast<Ints>(scaled.v) - 0x4b400000;
-      const Ints high = (q + 128) >> 8, low = q - (high << 8);
-      high_sum += high;
-      low_sum += low;
-      const Bytes bytes[2] = {__builtin_convertvector(high, Bytes),
-                              __builtin_convertvector(low, Bytes)};
-      std::memcpy(out, bytes, sizeof(bytes));
-    }
-    starts[0] = starts[1] = 0;
-    for (int i = 0; i < W; ++i) {
-      starts[0] -= 128 * high_sum[i];
-      starts[1] -= 128 * low_sum[i];
-    }
-    return true;
   }
 
   void recur(int32_t d, int64_t first, int64_t last, int64_t p0, int64_t p1, int32_t parties,
@@ -350,10 +375,9 @@ class FrozenForward {
       const int64_t t = time_of(d, step);
       Segment segments[2];
       const int count = segments_of(d, step, segments);
-      ByteRows rows[2];
-      bool bytes[2] = {false, false};
-      for (int k = 0; plan_.byte_product && k < count; ++k) {
-        bytes[k] = to_bytes(segments[k], rank, rows[k]);
+      ByteRows bytes[2];
+      for (int k = 0; kBytes && plan_.byte_product && k < count; ++k) {
+        bytes[k] = h_to_bytes(segments[k], rank);
       }
       const bool backwards = step & 1;  // zigzag: what the last step left in cache is used first
       for (int64_t i = p0; i < p1; ++i) {
@@ -361,8 +385,7 @@ class FrozenForward {
         for (int k = 0; k < count; ++k) {
           for_tiles<4>(segments[k].end - segments[k].begin,
                        GateTile{*this, segments[k], d, p, steps_.offset(t) - steps_.offset(begin),
-                                y.step(steps_, t) + p * kFrozenUnits, y.stride_b,
-                                bytes[k] ? &rows[k] : nullptr});
+                                y.step(steps_, t) + p * kFrozenUnits, y.stride_b, bytes[k]});
         }
       }
       barriers_[d].wait(parties);
@@ -378,11 +401,9 @@ class FrozenForward {
   int64_t* offsets_ = nullptr;
   float* zeros_ = nullptr;
   Barrier* barriers_ = nullptr;
-  int8_t* bytes_ = nullptr;  // for each thread [B][byte_row_]: h of a step, see bytes.h
-  int64_t byte_row_ = 0;
-  int32_t* starts_ = nullptr;  // for each thread [B][2]
-  float* units_ = nullptr;     // for each thread [B]
-  float* projected_[2] = {};   // [strip][chunk rows][4W]: where the sums of a step begin
+  ByteRows x_bytes_;          // of a chunk
+  ByteRows h_bytes_;          // of a step, for each thread
+  float* projected_[2] = {};  // [strip][chunk rows][4W]: where the sums of a step begin
   size_t workspace_bytes_ = 0;
 };
 
