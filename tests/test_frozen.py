@@ -87,8 +87,8 @@ def test_computes_what_is_stored(case: Case, way: str) -> None:
     ours.freeze(way)
     got = results(case, ours, leaves)
     expected = results(case, theirs, [t.double() for t in leaves])
-    bytes_of_h = "products of bytes" in fused_lstm.explain_plan(ours)
-    tolerance = 4 * BYTE_UNIT if bytes_of_h else OUTPUT_TOLERANCE[torch.float32]
+    fixed_point = "with products of" in fused_lstm.explain_plan(ours)
+    tolerance = 4 * BYTE_UNIT if fixed_point else OUTPUT_TOLERANCE[torch.float32]
     for g, e, o in zip(got, expected, own, strict=True):
         assert error(g, e) <= tolerance
         assert error(g, o) <= STORED_TOLERANCE[way]

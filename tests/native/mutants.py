@@ -521,6 +521,7 @@ MUTANTS += [
         "(quads ^ 0x80808080u)",
         "(quads ^ 0u)",
         "test_frozen",
+        "portable",
     ),
     Mutant(
         "frozen: 8-bit weights of another k of the four",
@@ -528,6 +529,23 @@ MUTANTS += [
         "<< (24 - 8 * k)) >> 24;",
         "<< (8 * k)) >> 24;",
         "test_frozen",
+        "portable",
+    ),
+    Mutant(
+        "frozen: 128 left in weights for 16-bit products",
+        "cpu/bytes.cpp",
+        "_mm_set1_epi8(-128)",
+        "_mm_set1_epi8(0)",
+        "test_frozen",
+        "avx2",
+    ),
+    Mutant(
+        "frozen: 16-bit products of a block replace those before",
+        "cpu/bytes.cpp",
+        "strip, begin == 0);",
+        "strip, true);",
+        "test_frozen",
+        "avx2",
     ),
     Mutant(
         "frozen: low bytes of h forgotten",

@@ -229,12 +229,13 @@ const Kernels& active_kernels(DType dtype) { return kernels(dtype); }
 
 ByteProduct active_byte_product() {
   const Isa isa = active_isa();
-  if (isa == Isa::kEmulated512) return plain_byte_product;
+  if (isa == Isa::kEmulated512) return plain_byte_product();
 #if defined(__x86_64__)
   static const bool here = __builtin_cpu_supports("avx512vnni");
   if (isa == Isa::kAvx512 && here) return avx512vnni_byte_product();
+  if (isa == Isa::kAvx2) return avx2_byte_product();
 #endif
-  return nullptr;
+  return {};
 }
 
 size_t reserve_bytes(const Problem& problem) {

@@ -60,12 +60,14 @@ void explain_frozen(const Problem& problem, Stored stored, int32_t threads, char
                     size_t text_bytes) {
   const Plan plan = plan_of(problem, threads);
   const char* const names[] = {"float32", "bfloat16", "int8"};
-  const bool bytes = stored == Stored::kInt8 && plan.byte_product != nullptr;
-  std::snprintf(text, text_bytes,
-                "cpu %s: frozen %s panels%s, input projected ahead in chunks, %d task%s%s",
-                isa_name(active_isa()), names[static_cast<int32_t>(stored)],
-                bytes ? " with products of bytes" : "", plan.threads, plan.threads == 1 ? "" : "s",
-                plan.threads == 1 ? "" : " over hidden units");
+  const bool bytes = stored == Stored::kInt8 && plan.byte_product.run != nullptr;
+  std::snprintf(
+      text, text_bytes, "cpu %s: frozen %s panels%s, input projected ahead in chunks, %d task%s%s",
+      isa_name(active_isa()), names[static_cast<int32_t>(stored)],
+      !bytes                     ? ""
+      : plan.byte_product.halves ? " with products of 16-bit integers"
+                                 : " with products of bytes",
+      plan.threads, plan.threads == 1 ? "" : "s", plan.threads == 1 ? "" : " over hidden units");
 }
 
 }  // namespace cpu

@@ -33,7 +33,7 @@ class FrozenForward {
     offsets_ = carver.take<int64_t>(q_.batch_sizes ? q_.T + 1 : 0);
     zeros_ = carver.take<float>(q_.h0 ? 0 : q_.H);
     barriers_ = carver.take<Barrier>(q_.D);
-    if (plan.byte_product != nullptr) {
+    if (plan.byte_product.run != nullptr) {
       x_bytes_ = carve_bytes(carver, q_.D * chunk_rows_, q_.I);
       h_bytes_ = carve_bytes(carver, plan.threads * q_.B, q_.H);
     }
@@ -51,7 +51,7 @@ class FrozenForward {
     start_states();
     for (int64_t first = 0; first < q_.T; first += plan_.chunk_steps) {
       const int64_t last = min64(q_.T, first + plan_.chunk_steps);
-      if (kBytes && plan_.byte_product != nullptr) x_to_bytes(parallel, first, last);
+      if (kBytes && plan_.byte_product.run != nullptr) x_to_bytes(parallel, first, last);
       const int64_t tasks = min64(plan_.threads, q_.D * panels_);
       run_tasks(parallel, tasks, [&](int64_t i) {
         for (int64_t j = split(q_.D * panels_, i, tasks); j < split(q_.D * panels_, i + 1, tasks);
@@ -103,7 +103,7 @@ class FrozenForward {
                             ((which * panels_ + p) * 4 + j) * kFrozenUnits + s * W);
   }
   static constexpr bool kScaled = std::is_same<K, int8_t>::value;
-  static constexpr bool kBytes = kScaled && W == kByteBlock;  // may go by bytes.h
+  static constexpr bool kBytes = kScaled && W >= 8;  // may go by bytes.h
 
   // c lives in c_n from the first step on; h_n takes every row's h, the last one stays.
   void start_states() {
@@ -142,13 +142,15 @@ class FrozenForward {
     }
   }
 
-  // The same of one strip by bytes, where every row of a has them; else false.
-  bool multiply_bytes(const ByteRows& a, const K* w, int64_t n, int64_t rows, float* out) const {
-    if (!kBytes || plan_.byte_product == nullptr) return false;
+  // The same by bytes.h, where every row of a allows it; else false.
+  bool multiply_bytes(const ByteRows& a, const K* w, int64_t n, int64_t rows, float* out,
+                      int64_t out_strip) const {
+    if (!kBytes || plan_.byte_product.run == nullptr) return false;
     for (int64_t r = 0; r < rows; ++r) {
       if (a.units[r] == 0) return false;
     }
-    plan_.byte_product(reinterpret_cast<const uint8_t*>(w), ceil_div(n, 4), a, rows, out);
+    plan_.byte_product.run(reinterpret_cast<const uint8_t*>(w), ceil_div(n, 4), a, rows, out,
+                           out_strip);
     return true;
   }
 
@@ -165,7 +167,7 @@ class FrozenForward {
     FL_INLINE void run(int64_t row) const {
       const int strips = f.strips_of(p);
       const int64_t out_strip = f.chunk_rows_ * G;
-      if (!f.multiply_bytes(bytes.from(row), f.panel(d, p), f.q_.I, R, out + row * G)) {
+      if (!f.multiply_bytes(bytes.from(row), f.panel(d, p), f.q_.I, R, out + row * G, out_strip)) {
         f.multiply<R>(x + row * x_row, x_row, f.panel(d, p), f.q_.I, strips, out + row * G,
                       out_strip);
       }
@@ -246,7 +248,7 @@ class FrozenForward {
       const int64_t b = segment.begin + offset;
       alignas(64) float sums[kStrips * R * G];
       const int strips = f.strips_of(p);
-      if (!f.multiply_bytes(bytes.from(b), f.state_panel(d, p), f.q_.H, R, sums)) {
+      if (!f.multiply_bytes(bytes.from(b), f.state_panel(d, p), f.q_.H, R, sums, R * G)) {
         f.multiply<R>(segment.h + b * segment.h_row, segment.h_row, f.state_panel(d, p), f.q_.H,
                       strips, sums, R * G);
       }
@@ -317,10 +319,11 @@ class FrozenForward {
     }
     return rows;
   }
-  static void row_to_bytes(const float* a, int64_t n, const ByteRows& row) {
+  void row_to_bytes(const float* a, int64_t n, const ByteRows& row) const {
     if constexpr (kBytes) {
       typedef float Floats __attribute__((vector_size(4 * W)));
       typedef int32_t Ints __attribute__((vector_size(4 * W)));
+      typedef int16_t Halves __attribute__((vector_size(2 * W)));
       typedef int8_t Bytes __attribute__((vector_size(W)));
       constexpr float kLeast = 1e-30f, kMost = 1e30f;
       constexpr float kMagic = 12582912;  // 1.5 * 2^23: its last place is 1
@@ -349,9 +352,15 @@ class FrozenForward {
       const Vec<float> scale = Vec<float>::set1(largest > 0 ? kByteOne / largest : 0);
       Ints high_sum{}, low_sum{};
       int8_t* out = row.data;
+      if (n % kByteBlock != 0) std::memset(out + (row.row - 2 * kByteBlock), 0, 2 * kByteBlock);
       for (int64_t k = 0; k < n; k += W, out += 2 * W) {
         const Vec<float> scaled = fma(some(k), scale, Vec<float>::set1(kMagic));
         const Ints q = reinterpret_cast<Ints>(scaled.v) - 0x4b400000;
+        if (plan_.byte_product.halves) {
+          const Halves halves = __builtin_convertvector(q, Halves);
+          std::memcpy(out, &halves, sizeof(halves));
+          continue;
+        }
         const Ints high = (q + 128) >> 8, low = q - (high << 8);
         high_sum += high;
         low_sum += low;
@@ -376,7 +385,7 @@ class FrozenForward {
       Segment segments[2];
       const int count = segments_of(d, step, segments);
       ByteRows bytes[2];
-      for (int k = 0; kBytes && plan_.byte_product && k < count; ++k) {
+      for (int k = 0; kBytes && plan_.byte_product.run && k < count; ++k) {
         bytes[k] = h_to_bytes(segments[k], rank);
       }
       const bool backwards = step & 1;  // zigzag: what the last step left in cache is used first
