@@ -7,8 +7,8 @@ the parameters against what they were: the same objects, at the same place, with
 counter. One thing does not count there, an edit through `.data`; while frozen, parameters are
 `WatchedParameter`s, whose `.data` does count.
 
-What is computed: csrc/kernels/frozen.h. x, h, c and all sums are float32; but a processor that
-multiplies bytes takes x and h in 16 bits to multiply int8 weights, see kernels/cpu/bytes.h.
+What is computed: csrc/kernels/frozen.h. x, h, c and all sums are float32; but products with int8
+weights take x and h in 16 bits where integers are quicker, see csrc/kernels/cpu/bytes.h.
 """
 
 from collections.abc import Sequence

@@ -148,7 +148,8 @@ class LSTM(nn.RNNBase):
         Args:
             weights: how they are stored: "float32"; "bfloat16", rounded to 8 bits of significand;
                 "int8", symmetrically with a scale for each row of W_ih and W_hh. Biases, x, h, c,
-                sums and activations are float32 in any case.
+                sums and activations are float32; but products with int8 take each row of x and h
+                in 16 bits of fixed point, where the processor has AVX2 or AVX512_VNNI.
 
         Returns:
             The module itself. Frozen again, it packs its present weights. A copy and a pickle are

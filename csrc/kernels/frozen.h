@@ -1,8 +1,8 @@
 // The contract of inference from frozen weights: packed once, kept by the caller, and read by every
 // call until they are thawed. With one row a step does nothing but read its weights, so what they
 // weigh decides how long it takes: besides float32 they may be bfloat16 (half) or 8-bit integers
-// (a quarter). That is weight-only: x, h, c, sums and activations are float32, except that a
-// processor that multiplies bytes takes x and h in 16 bits beside 8-bit weights (cpu/bytes.h).
+// (a quarter). That is weight-only: x, h, c, sums and activations are float32, but
+// products with 8-bit weights take x and h in 16 bits where integers are quicker (cpu/bytes.h).
 //
 // A Problem of float32 says sizes, strides, x, h0, c0 and batch_sizes; its weights are not read.
 // No projection, no marks, no zoneout, no factors. Letters as in lstm.h.
