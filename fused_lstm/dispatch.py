@@ -116,8 +116,10 @@ def _plain_cell(
 
 
 def _fits(x: Tensor, dim: int, weights: Sequence[Tensor]) -> bool:
-    sizes, (gates, features) = x.shape, weights[0].shape
-    return len(sizes) == dim and sizes[-1] == features and gates > 0 and 0 not in sizes
+    sizes, w_ih, w_hh = x.shape, weights[0].shape, weights[1].shape
+    if not len(w_ih) == len(w_hh) == 2 or w_ih[0] < 4 or w_ih[0] != 4 * w_hh[1]:
+        return False
+    return len(sizes) == dim and sizes[-1] == w_ih[1] and 0 not in sizes
 
 
 def _one_layer(

@@ -248,7 +248,7 @@ class LSTM(nn.RNNBase):
                 return _frozen_call(self, input, hx, reset, lengths, return_cells)
             weights = self._current_weights()
             asked = reset is not None or lengths is not None or return_cells
-            if not asked and _is_plain(self):
+            if not asked and _is_plain(self, weights):
                 plain = functional.plain_lstm_layer(input, hx, weights, self.batch_first)
                 if plain is not None:
                     return plain
@@ -405,10 +405,11 @@ class LSTMCell(nn.RNNCellBase):
 # Functions, not methods: they serve converted modules too, which have but our forward.
 
 
-def _is_plain(lstm: nn.RNNBase) -> bool:
-    stacked = lstm.num_layers != 1 or lstm.bidirectional
+def _is_plain(lstm: nn.RNNBase, weights: list[Tensor]) -> bool:
+    if len(weights) != (4 if lstm.bias else 2) or lstm.num_layers != 1 or lstm.bidirectional:
+        return False
     extras: Any = lstm.extras
-    return not (stacked or lstm.proj_size or extras is not None)
+    return not lstm.proj_size and extras is None
 
 
 def _weights_of_cell(cell: nn.RNNCellBase) -> list[Any]:

@@ -66,6 +66,29 @@ def test_a_cell_is_plain_too(monkeypatch: pytest.MonkeyPatch, given: bool, bias:
 
 
 X, HX = (T, B, I), (1, B, H)
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_the_module_takes_it(monkeypatch: pytest.MonkeyPatch, given: bool) -> None:
+    lstm, x, hx = made(), torch.randn(X), a_state(*HX) if given else None
+    wanted = lstm(x, hx)
+    monkeypatch.setattr(functional, "lstm", None)
+    got = lstm(x, hx)
+    assert torch.equal(got[0], wanted[0])
+
+
+def test_malformed_weights_are_not_plain() -> None:
+    lstm = made()
+    lstm.bias = False
+    with pytest.raises(ValueError, match="weights: expected 2 tensors, got 4"):
+        lstm(torch.randn(X))
+    for name, sizes in (("hh", (24,)), ("ih", (24, 4, 1)), ("hh", (24, 7))):
+        lstm = made()
+        setattr(lstm, f"weight_{name}_l0", nn.Parameter(torch.randn(sizes)))
+        weights = lstm._current_weights()
+        assert functional.plain_lstm_layer(torch.randn(X), a_state(*HX), weights, False) is None
+
+
 NOT_PLAIN: dict[str, tuple[Any, Any]] = {
     "no tensor": ([1.0], None),
     "unbatched": (torch.randn(T, I), None),

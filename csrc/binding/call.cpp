@@ -230,7 +230,7 @@ void Call::set_frozen_sizes(const View& x, int64_t hidden_size, const FrozenArgu
     reject("x", "at least one feature", describe_sizes(x));
   }
   problem_.H = problem_.P = hidden_size;
-  problem_.I = x.sizes[x.dim - 1];  // which set_frozen holds the panels against
+  problem_.I = x.sizes[x.dim - 1];  // set_frozen holds the panels' sizes against it
 }
 
 // T, B and N, from sizes of x and the counts of a packed one.

@@ -566,8 +566,8 @@ MUTANTS += [
     Mutant(
         "frozen: bytes in the unit of the first row",
         "cpu/bytes.h",
-        "starts + 2 * r, units + r}",
-        "starts + 2 * r, units}",
+        "starts + 2 * r, units + r};",
+        "starts + 2 * r, units};",
         "test_frozen",
         "emulated512",
     ),

@@ -4,7 +4,8 @@
 // fixed point, element / unit rounded, where its largest element is kByteOne units; for products of
 // bytes it is cut into two signed ones, 256 * high + low. Its error is 1.5e-5 of the largest; what
 // rounding a weight does to the product with the largest is 250 times that. Rows whose largest is
-// not finite, or so small that a unit would vanish, go by floats.
+// not finite, or so small that a unit would vanish, go by floats; so do rows of x of which more
+// than a quarter lies below a 256th of the largest, for its weights may be zero, and exact.
 #pragma once
 
 #include <cstdint>
@@ -26,7 +27,10 @@ struct ByteRows {
   int32_t* starts = nullptr;  // [rows][high or low]
   float* units = nullptr;     // [rows]; 0: the row has no fixed point
 
-  ByteRows from(int64_t r) const { return {data + r * row, row, starts + 2 * r, units + r}; }
+  ByteRows from(int64_t r) const {
+    if (data == nullptr) return {};
+    return {data + r * row, row, starts + 2 * r, units + r};
+  }
 };
 
 // sums = rows times `groups` groups of 4 rows of a panel, [group][4 gates][16 units][4]:

@@ -142,16 +142,32 @@ class FrozenForward {
     }
   }
 
-  // The same by bytes.h, where every row of a allows it; else false.
-  bool multiply_bytes(const ByteRows& a, const K* w, int64_t n, int64_t rows, float* out,
-                      int64_t out_strip) const {
-    if (!kBytes || plan_.byte_product.run == nullptr) return false;
-    for (int64_t r = 0; r < rows; ++r) {
-      if (a.units[r] == 0) return false;
+  // The same by bytes.h for rows that it holds, each by itself where others are not: what a row
+  // gives does not depend on its neighbours.
+  template <int R>
+  FL_INLINE void multiply_any(const ByteRows& bytes, const float* a, int64_t a_row, const K* w,
+                              int64_t n, int strips, float* out, int64_t out_strip) const {
+    if (kBytes && plan_.byte_product.run != nullptr) {
+      return multiply_bytes(bytes, a, a_row, w, n, R, strips, out, out_strip);
     }
-    plan_.byte_product.run(reinterpret_cast<const uint8_t*>(w), ceil_div(n, 4), a, rows, out,
-                           out_strip);
-    return true;
+    multiply<R>(a, a_row, w, n, strips, out, out_strip);
+  }
+  __attribute__((noinline)) void multiply_bytes(const ByteRows& bytes, const float* a,
+                                                int64_t a_row, const K* w, int64_t n, int64_t rows,
+                                                int strips, float* out, int64_t out_strip) const {
+    const uint8_t* weights = reinterpret_cast<const uint8_t*>(w);
+    int64_t held = 0;
+    while (held < rows && bytes.units[held] != 0) ++held;
+    if (held == rows) {
+      return plan_.byte_product.run(weights, ceil_div(n, 4), bytes, rows, out, out_strip);
+    }
+    for (int64_t r = 0; r < rows; ++r) {
+      if (bytes.units[r] != 0) {
+        plan_.byte_product.run(weights, ceil_div(n, 4), bytes.from(r), 1, out + r * G, out_strip);
+      } else {
+        multiply<1>(a + r * a_row, a_row, w, n, strips, out + r * G, out_strip);
+      }
+    }
   }
 
   // bias + x W_ih^T for a tile of rows of one panel.
@@ -167,10 +183,8 @@ class FrozenForward {
     FL_INLINE void run(int64_t row) const {
       const int strips = f.strips_of(p);
       const int64_t out_strip = f.chunk_rows_ * G;
-      if (!f.multiply_bytes(bytes.from(row), f.panel(d, p), f.q_.I, R, out + row * G, out_strip)) {
-        f.multiply<R>(x + row * x_row, x_row, f.panel(d, p), f.q_.I, strips, out + row * G,
-                      out_strip);
-      }
+      f.multiply_any<R>(bytes.from(row), x + row * x_row, x_row, f.panel(d, p), f.q_.I, strips,
+                        out + row * G, out_strip);
       for (int s = 0; s < strips; ++s) add_bias(out + s * out_strip + row * G, s, R);
     }
     __attribute__((noinline)) void add_bias(float* sums, int s, int64_t rows) const {
@@ -248,10 +262,8 @@ class FrozenForward {
       const int64_t b = segment.begin + offset;
       alignas(64) float sums[kStrips * R * G];
       const int strips = f.strips_of(p);
-      if (!f.multiply_bytes(bytes.from(b), f.state_panel(d, p), f.q_.H, R, sums, R * G)) {
-        f.multiply<R>(segment.h + b * segment.h_row, segment.h_row, f.state_panel(d, p), f.q_.H,
-                      strips, sums, R * G);
-      }
+      f.multiply_any<R>(bytes.from(b), segment.h + b * segment.h_row, segment.h_row,
+                        f.state_panel(d, p), f.q_.H, strips, sums, R * G);
       for (int s = 0; s < strips; ++s) cells(sums + s * R * G, s, b, R);
     }
     // A function of its own: one in every size of tile would be most of the code there is.
@@ -306,7 +318,7 @@ class FrozenForward {
         const int64_t begin = chunk_begin(d, first, last), t = begin + j % steps;
         const int64_t row = d * chunk_rows_ + steps_.offset(t) - steps_.offset(begin);
         for (int64_t b = 0; b < steps_.rows(t); ++b) {
-          row_to_bytes(x.step(steps_, t) + b * x.stride_b, q_.I, x_bytes_.from(row + b));
+          row_to_bytes(x.step(steps_, t) + b * x.stride_b, q_.I, q_.I / 4, x_bytes_.from(row + b));
         }
       }
     });
@@ -315,11 +327,13 @@ class FrozenForward {
   ByteRows h_to_bytes(const Segment& segment, int32_t rank) const {
     const ByteRows rows = h_bytes_.from(rank * q_.B);
     for (int64_t b = segment.begin; b < segment.end; ++b) {
-      row_to_bytes(segment.h + b * segment.h_row, q_.H, rows.from(b));
+      row_to_bytes(segment.h + b * segment.h_row, q_.H, q_.H, rows.from(b));
     }
     return rows;
   }
-  void row_to_bytes(const float* a, int64_t n, const ByteRows& row) const {
+  // most_small: elements that may lie below a 256th of the largest; any number of h, whose largest
+  // is no outlier but near 1.
+  void row_to_bytes(const float* a, int64_t n, int64_t most_small, const ByteRows& row) const {
     if constexpr (kBytes) {
       typedef float Floats __attribute__((vector_size(4 * W)));
       typedef int32_t Ints __attribute__((vector_size(4 * W)));
@@ -350,12 +364,15 @@ class FrozenForward {
       if (all == 0 || (largest > 0 && largest < kLeast)) return;
       row.units[0] = largest > 0 ? largest / kByteOne : 1;
       const Vec<float> scale = Vec<float>::set1(largest > 0 ? kByteOne / largest : 0);
-      Ints high_sum{}, low_sum{};
+      Ints high_sum{}, low_sum{}, small{};
       int8_t* out = row.data;
       if (n % kByteBlock != 0) std::memset(out + (row.row - 2 * kByteBlock), 0, 2 * kByteBlock);
       for (int64_t k = 0; k < n; k += W, out += 2 * W) {
-        const Vec<float> scaled = fma(some(k), scale, Vec<float>::set1(kMagic));
+        const Vec<float> x = some(k);
+        const Vec<float> scaled = fma(x, scale, Vec<float>::set1(kMagic));
         const Ints q = reinterpret_cast<Ints>(scaled.v) - 0x4b400000;
+        const Ints is_small = reinterpret_cast<Ints>((q < 127) & (q > -127));
+        small -= is_small & reinterpret_cast<Ints>(reinterpret_cast<Floats>(x.v) != 0);
         if (plan_.byte_product.halves) {
           const Halves halves = __builtin_convertvector(q, Halves);
           std::memcpy(out, &halves, sizeof(halves));
@@ -368,6 +385,9 @@ class FrozenForward {
                                 __builtin_convertvector(low, Bytes)};
         std::memcpy(out, bytes, sizeof(bytes));
       }
+      int64_t small_count = 0;
+      for (int i = 0; i < W; ++i) small_count += small[i];
+      if (small_count > most_small) row.units[0] = 0;
       row.starts[0] = row.starts[1] = 0;
       for (int i = 0; i < W; ++i) {
         row.starts[0] -= 128 * high_sum[i];

@@ -49,7 +49,7 @@ struct Plan {
       0;                   // steps between which x is projected or converted; backward: dgates kept
   int64_t k_block = 48;    // products summed before they join the other blocks' sum
   int64_t near_bytes = 0;  // weights larger than this come from far away: prefetch them
-  ByteProduct byte_product;   // frozen 8-bit weights: W_hh by it, where h allows
+  ByteProduct byte_product;   // for frozen 8-bit weights, where a row of x or h allows
   bool stream_gates = false;  // forward: what backward needs of the gates goes past the caches
 };
 
