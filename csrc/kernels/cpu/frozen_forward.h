@@ -120,6 +120,11 @@ class FrozenForward {
   template <int R>
   FL_INLINE void multiply(const float* a, int64_t a_row, const K* w, int64_t n, int strips,
                           float* out, int64_t out_strip) const {
+    if constexpr (kScaled && W < 8 && R > 4) {  // widening 8 bits takes registers that NEON lacks
+      multiply<R - 3>(a, a_row, w, n, strips, out, out_strip);
+      const int64_t row = R - 3;
+      return multiply<3>(a + row * a_row, a_row, w, n, strips, out + row * G, out_strip);
+    }
     constexpr int64_t kTogether = kScaled ? 4 : 1;  // rows that lie side by side
     const int64_t blocks = ceil_div(n, plan_.k_block), groups = ceil_div(n, kTogether);
     for (int64_t k = 0; k < blocks; ++k) {

@@ -137,7 +137,8 @@ struct Tile {
   FL_INLINE void accumulate_quads(const E* a, int64_t a_row, const int8_t* w, int64_t w_group,
                                   int64_t n) {
     for (; n >= 4; n -= 4, a += 4, w += w_group) {
-#pragma GCC unroll 4
+      // Unrolled, all four are fetched at once, and NEON's full tiles go through the stack.
+#pragma GCC unroll 1
       for (int k = 0; k < 4; ++k) quad_step<kApart>(a + k, a_row, w, k);
     }
     for (int k = 0; k < n; ++k) quad_step<kApart>(a + k, a_row, w, k);
