@@ -40,9 +40,8 @@ STORED_TOLERANCE = {
     "bfloat16": 1.5e-2,  # each weight is off by up to 2^-9 of itself, 4H sums of both signs
     "int8": 4e-2,  # by up to 1/254 of its row's largest, and small weights by more of themselves
 }
-BYTE_UNIT = 1 / (
-    127 * 256
-)  # of the largest h, where it is multiplied as bytes: kernels/cpu/bytes.h
+# Of the largest x or h of a row, where int8 goes by fixed point: csrc/kernels/cpu/bytes.h.
+BYTE_UNIT = 1 / (127 * 256)
 WAYS = tuple(STORED_TOLERANCE)
 CASES = (
     *(c for c in SHAPES + OPTIONS + PACKED if c.proj_size == 0),

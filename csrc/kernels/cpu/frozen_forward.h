@@ -4,8 +4,8 @@
 // of steps at a time, so that W_ih is read once for all of them; then every step streams W_hh.
 // Weights are widened to float in registers, on their way into tile.h's loop. With one row nothing
 // else happens to them, with more rows a widened vector serves up to six. bfloat16 lies such that
-// a shift or a mask widens a vector; loads that widen held up Zen 4. 8-bit W_hh is not widened
-// where the processor multiplies bytes (bytes.h).
+// a shift or a mask widens a vector; loads that widen held up Zen 4. 8-bit weights are not
+// widened where integers are quicker (bytes.h).
 //
 // Panels hold kFrozenUnits units for every processor. A vector may hold fewer: a panel is then
 // walked strip by strip, W of its units each, and everything kept in the workspace is per strip.
