@@ -14,7 +14,7 @@ import torch.fx
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import dispatch, functional
+from . import direct, dispatch, functional
 from .dispatch import Options
 from .extras import Extras
 
@@ -247,11 +247,10 @@ class LSTM(nn.RNNBase):
             if self._frozen is not None:
                 return _frozen_call(self, input, hx, reset, lengths, return_cells)
             weights = self._current_weights()
-            asked = reset is not None or lengths is not None or return_cells
-            if not asked and _is_plain(self, weights):
-                plain = functional.plain_lstm_layer(input, hx, weights, self.batch_first)
-                if plain is not None:
-                    return plain
+            if reset is None and lengths is None and not return_cells:
+                soon = _short_ways(self, input, hx, weights)
+                if soon is not None:
+                    return soon
             return functional.lstm(
                 input,
                 hx,
@@ -387,7 +386,9 @@ class LSTMCell(nn.RNNCellBase):
         else:
             if isinstance(input, torch.fx.Proxy):
                 return _fx_leaf(self, input, hx)
-            return functional.lstm_cell(input, hx, *_weights_of_cell(self))
+            weights = _weights_of_cell(self)
+            results = direct.cell(input, hx, weights)
+            return functional.lstm_cell(input, hx, *weights) if results is None else results
 
     def _scripted(self, input: Tensor, hx: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
         x = input if input.dim() == 2 else input.unsqueeze(0)
@@ -405,11 +406,26 @@ class LSTMCell(nn.RNNCellBase):
 # Functions, not methods: they serve converted modules too, which have but our forward.
 
 
+def _short_ways(lstm: nn.RNNBase, input: Any, hx: Any, weights: list[Tensor]) -> Any:
+    """What a call without options gives, where one of the short ways has it; or None."""
+    extras: Any = lstm.extras
+    if extras is not None:
+        return None
+    num_layers, batch_first = lstm.num_layers, lstm.batch_first
+    if num_layers == 1 or not (lstm.training and lstm.dropout > 0):
+        own = lstm.bias, batch_first, lstm.bidirectional, lstm.proj_size
+        results = direct.stack(input, hx, weights, num_layers, *own)
+        if results is not None:
+            return results
+    if _is_plain(lstm, weights):
+        return functional.plain_lstm_layer(input, hx, weights, batch_first)
+    return None
+
+
 def _is_plain(lstm: nn.RNNBase, weights: list[Tensor]) -> bool:
     if len(weights) != (4 if lstm.bias else 2) or lstm.num_layers != 1 or lstm.bidirectional:
         return False
-    extras: Any = lstm.extras
-    return not lstm.proj_size and extras is None
+    return not lstm.proj_size
 
 
 def _weights_of_cell(cell: nn.RNNCellBase) -> list[Any]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import dispatch, ops
+from . import direct, dispatch, ops
 from .modules import LSTM
 
 __all__ = ["Streaming"]
@@ -158,10 +158,8 @@ class Streaming:
         num_layers, each = lstm.num_layers, len(weights) // lstm.num_layers
         y, after = piece, []
         for layer in range(num_layers):
-            h, c = (None, None) if states is None else states[layer]
             own = weights if num_layers == 1 else weights[layer * each : (layer + 1) * each]
-            ten = dispatch.ten_weights(own, lstm.bias, False, lstm.proj_size)
-            y, h, c, _ = ops.forward(y, None, h, c, *ten, False, False)
+            y, h, c = _one_layer(y, None if states is None else states[layer], own, lstm)
             after.append((h, c))
         self._states = after
         return y
@@ -210,6 +208,19 @@ class Streaming:
         shape = (lstm.num_layers, self._batch_size)
         h = w_ih.new_zeros(*shape, lstm.proj_size or lstm.hidden_size)
         return h, w_ih.new_zeros(*shape, lstm.hidden_size)
+
+
+def _one_layer(
+    x: Tensor, state: State | None, weights: list[Tensor], lstm: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    results = direct.stack(x, state, weights, 1, lstm.bias, False, False, lstm.proj_size)
+    if results is not None:
+        y, (h, c) = results
+        return y, h, c
+    h0, c0 = (None, None) if state is None else state
+    ten = dispatch.ten_weights(weights, lstm.bias, False, lstm.proj_size)
+    y, h, c, _ = ops.forward(x, None, h0, c0, *ten, False, False)
+    return y, h, c
 
 
 def _split(state: Sequence[Tensor]) -> list[State]:

@@ -13,6 +13,13 @@ const Tensor* pointer(const OptionalTensor& tensor) { return tensor ? &*tensor :
 
 }  // namespace
 
+bool fits_in_memory(const Problem& p) {
+  const double per_row = 16.0 * static_cast<double>(p.H) + 4.0 * static_cast<double>(p.I + p.P);
+  const double rows = static_cast<double>(p.T) * static_cast<double>(p.B);
+  constexpr double kMost = 1e17;  // elements; 8 bytes each stay below 2^63
+  return rows < kMost && rows * per_row * p.D < kMost;
+}
+
 WeightArguments direction0(const Tensor& w_ih, const Tensor& w_hh, const OptionalTensor& b_ih,
                            const OptionalTensor& b_hh, const OptionalTensor& w_hr) {
   return {"w_ih", "w_hh", "b_ih", "b_hh", "w_hr", &w_ih, &w_hh, b_ih, b_hh, w_hr};
@@ -289,17 +296,11 @@ void Call::set_batch_sizes(const View& v) {
   problem_.batch_sizes = counts;
 }
 
-// Sizes may come from expanded tensors, which are larger than memory: no product that a kernel
-// forms may leave int64_t.
 void Call::check_extent() const {
   if (packed_ && problem_.batch_sizes == nullptr) {
     reject("x", "sizes [T, B, I], or batch_sizes with [N, I]", "[N, I] without batch_sizes");
   }
-  const double per_row =
-      16.0 * static_cast<double>(problem_.H) + 4.0 * static_cast<double>(problem_.I + problem_.P);
-  const double rows = static_cast<double>(problem_.T) * static_cast<double>(problem_.B);
-  constexpr double kMost = 1e17;  // elements; 8 bytes each stay below 2^63
-  if (!(rows < kMost) || !(rows * per_row * problem_.D < kMost)) {
+  if (!fits_in_memory(problem_)) {
     reject("x", "a problem that fits in memory", "more than 1e17 elements");
   }
 }

@@ -46,6 +46,10 @@ using MarkedResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 using BackwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
                                   Tensor, Tensor, Tensor>;
 
+// Sizes may come from expanded tensors, which are larger than memory: false where a product that a
+// kernel forms might leave int64_t.
+bool fits_in_memory(const Problem& problem);
+
 // The checked arguments that forward and backward share, as the Problem they make, together with
 // the contiguous copies its pointers may point into. The place must outlive it.
 class Call : public Arguments {

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "../kernels/frozen.h"
+#include "direct.h"
 #include "runtime.h"
 #include "scratch.h"
 #include "shape.h"
@@ -170,5 +171,16 @@ PYBIND11_MODULE(_C, module) {
         fl::scratch::prefer_large_pages(reinterpret_cast<void*>(address), bytes);
       },
       py::arg("address"), py::arg("bytes"));
+  module.def(
+      "connect_direct",
+      [](py::handle exchange, py::handle tensor, py::handle parameter, py::handle empty,
+         py::handle dtypes) {
+        PyObject* const function = fl::connect_direct(exchange.ptr(), tensor.ptr(), parameter.ptr(),
+                                                      empty.ptr(), dtypes.ptr());
+        if (function == nullptr) throw py::error_already_set();
+        return py::reinterpret_steal<py::object>(function);
+      },
+      py::arg("exchange"), py::arg("tensor"), py::arg("parameter"), py::arg("empty"),
+      py::arg("dtypes"));
   module.def("set_concurrent", &fl::runtime::set_concurrent, py::arg("concurrent"));
 }
