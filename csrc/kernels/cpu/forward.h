@@ -531,26 +531,121 @@ class Forward {
     return sum_each(acc);
   }
 
+  // What a dot product takes at a time of a vector and of the weights, all of it or the first n.
+  static constexpr bool kDotPairs = !std::is_same<A, E>::value;
+  static constexpr int64_t kDotStep = kDotPairs ? 2 * W : W;
+  template <class... N>
+  static FL_INLINE Vec<E> dot_vector(const A* v, N... n) {
+    if constexpr (kDotPairs) {
+      return load_pairs(v, n...);
+    } else {
+      return Vec<E>::load(v, n...);
+    }
+  }
+  template <class... N>
+  static FL_INLINE Vec<E> dot_weights(const S* w, N... n) {
+    if constexpr (kDotPairs) {
+      return load_pairs(w, n...);
+    } else {
+      return load_as(Tag<E>{}, w, n...);
+    }
+  }
+  static FL_INLINE Vec<E> dot_fma(Vec<E> x, Vec<E> weights, Vec<E> acc) {
+    if constexpr (kDotPairs) {
+      return fma_pairs(x, weights, acc);
+    } else {
+      return fma(x, weights, acc);
+    }
+  }
+
+  // dot_rows of whole rows with R vectors, added to sums [R][G]. A weight that is loaded serves all
+  // of them; every sum is formed in dot_rows' own order.
+  template <int R>
+  static FL_INLINE void add_dot_rows(const S* w, int64_t w_row, const A* const (&v)[R], int64_t n,
+                                     E* sums) {
+    constexpr int kRows = W / R;
+#pragma GCC unroll 1
+    for (int first = 0; first < W; first += kRows) {
+      Vec<E> acc[W];  // of vector r and row first + j at r * kRows + j
+#pragma GCC unroll 16
+      for (int j = 0; j < W; ++j) acc[j] = Vec<E>::set1(0);
+      const auto multiply = [&](int64_t k, auto... count) {
+        Vec<E> x[R];
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r) x[r] = dot_vector(v[r] + k, count...);
+#pragma GCC unroll 8
+        for (int j = 0; j < kRows; ++j) {
+          const Vec<E> weights = dot_weights(w + (first + j) * w_row + k, count...);
+#pragma GCC unroll 4
+          for (int r = 0; r < R; ++r) {
+            acc[r * kRows + j] = dot_fma(x[r], weights, acc[r * kRows + j]);
+          }
+        }
+      };
+      int64_t k = 0;
+      for (; k + kDotStep <= n; k += kDotStep) multiply(k);
+      if (k < n) multiply(k, static_cast<int>(n - k));
+      alignas(64) E totals[W];
+      sum_each(acc).store(totals);
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) {
+        for (int j = 0; j < kRows; ++j) sums[r * G + first + j] += totals[r * kRows + j];
+      }
+    }
+  }
+
   // One panel of one step from the weights as they lie.
   void dot_panel(const Context& at, int32_t d, int64_t p) {
+    int64_t b = at.segment->begin;
+    const int64_t end = at.segment->end;
+    if constexpr (W >= 4) {
+      if (at.units == W) {
+        for (; b + 2 < end; b += 4) dot_panel_rows<4>(at, d, p, b, min64(4, end - b));
+        if (b + 2 == end) dot_panel_rows<2>(at, d, p, b, 2), b = end;
+      }
+    }
+    for (; b < end; ++b) dot_panel_row(at, d, p, b);
+  }
+  // Up to R rows: what is beyond them repeats the last one.
+  template <int R>
+  void dot_panel_rows(const Context& at, int32_t d, int64_t p, int64_t b, int64_t rows) {
+    const S* w_ih = static_cast<const S*>(q_.weights[d].w_ih);
+    const S* w_hh = static_cast<const S*>(q_.weights[d].w_hh);
+    const A *x[R], *h[R];
+    alignas(64) E z[R * G];
+    for (int r = 0; r < R; ++r) {
+      const int64_t row = b + min64(r, rows - 1);
+      h[r] = at.segment->h + row * at.segment->h_row;
+      x[r] = plan_.fused ? at.x + row * at.x_row : nullptr;
+      for (int k = 0; k < G; k += W) {
+        Vec<E>::load(at.start + row * at.start_row + k).store(z + r * G + k);
+      }
+    }
+#pragma GCC unroll 1
+    for (int gate = 0; gate < 4; ++gate) {
+      const int64_t unit = gate * q_.H + p * W;
+      add_dot_rows(w_hh + unit * q_.P, q_.P, h, q_.P, z + gate * W);
+      if (plan_.fused) add_dot_rows(w_ih + unit * q_.I, q_.I, x, q_.I, z + gate * W);
+    }
+    finish_tile(at, z, b, rows);
+  }
+  void dot_panel_row(const Context& at, int32_t d, int64_t p, int64_t b) {
     const S* w_ih = static_cast<const S*>(q_.weights[d].w_ih);
     const S* w_hh = static_cast<const S*>(q_.weights[d].w_hh);
     const Segment& segment = *at.segment;
-    for (int64_t b = segment.begin; b < segment.end; ++b) {
-      alignas(64) E z[G];
+    alignas(64) E z[G];
 #pragma GCC unroll 1
-      for (int gate = 0; gate < 4; ++gate) {
-        const int64_t unit = gate * q_.H + p * W;
-        Vec<E> total =
-            Vec<E>::load(at.start + b * at.start_row + gate * W) +
-            dot_rows(w_hh + unit * q_.P, q_.P, at.units, segment.h + b * segment.h_row, q_.P);
-        if (plan_.fused) {
-          total = total + dot_rows(w_ih + unit * q_.I, q_.I, at.units, at.x + b * at.x_row, q_.I);
-        }
-        total.store(z + gate * W);
+    for (int gate = 0; gate < 4; ++gate) {
+      const int64_t unit = gate * q_.H + p * W;
+      Vec<E> total =
+          Vec<E>::load(at.start + b * at.start_row + gate * W) +
+          dot_rows(w_hh + unit * q_.P, q_.P, at.units, segment.h + b * segment.h_row, q_.P);
+      if (plan_.fused) {
+        total = total + dot_rows(w_ih + unit * q_.I, q_.I, at.units, at.x + b * at.x_row, q_.I);
       }
-      finish_rows<1>(at, z, b);
+      total.store(z + gate * W);
     }
+    finish_rows<1>(at, z, b);
   }
 
   // The context of processing step s; panel() fills in the rest.

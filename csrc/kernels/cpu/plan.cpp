@@ -85,6 +85,30 @@ int64_t total_rows(const Problem& problem) {
   return rows;
 }
 
+namespace {
+
+bool converts(const Facts& facts) { return facts.storage_bytes < facts.operand_bytes; }
+
+// Whether packing weights would not pay. A single step reads them once either way, and packing
+// writes and reads them once more: worth it only for so many rows that a packed panel, from which a
+// tile takes more rows at once, makes up for it; for more rows if the weights have to come from far.
+// Up to four rows that takes some steps, by a single row a dozen. Stored halves are worth reading as
+// they lie even then: a packed panel is of computed elements, twice the bytes. Small tiles have no
+// gain from a panel for one row: eight chains of sums are what either way has.
+bool multiplies_as_they_lie(const Problem& problem, int64_t weight_bytes, const Facts& facts) {
+  const int64_t rows = total_rows(problem);
+  if (rows <= 4) return true;
+  const bool far = weight_bytes > facts.l2_bytes;
+  if (problem.T == 1) {
+    const int64_t most = (far ? 32 : 12) / (facts.small_tiles ? 2 : 1);
+    return !facts.matrix && problem.B <= most;
+  }
+  if (problem.B == 1) return problem.T < 12 || converts(facts) || facts.small_tiles;
+  return !facts.matrix && problem.B <= 4 && problem.T < 12 && (rows <= 8 || far);
+}
+
+}  // namespace
+
 Plan plan_forward(const Problem& problem, bool training, int32_t threads, const Facts& facts) {
   Plan plan;
   plan.near_bytes = facts.near_bytes;
@@ -95,13 +119,9 @@ Plan plan_forward(const Problem& problem, bool training, int32_t threads, const 
                       gate_bytes > facts.stream_bytes;
   const int64_t input_bytes = 4 * problem.H * problem.I * facts.operand_bytes;
   const int64_t state_bytes = 4 * problem.H * problem.P * facts.operand_bytes;
-  // Packing costs about as much as three steps of a single row. Stored halves are worth reading as
-  // they lie even then: a packed panel is of computed elements, twice the bytes. Small tiles have
-  // no gain from a panel for one row: eight chains of sums are what either way has.
-  const bool converts = facts.storage_bytes < facts.operand_bytes;
-  plan.dot = rows <= 4 || (problem.B == 1 && (problem.T < 12 || converts || facts.small_tiles));
+  plan.dot = multiplies_as_they_lie(problem, input_bytes + state_bytes, facts);
   plan.matrix = facts.matrix && !plan.dot && suits_matrix(problem);
-  if (rows <= 4) {
+  if (rows <= 4 || (plan.dot && problem.T == 1)) {
     plan.fused = true;
   } else if (problem.B < 6) {
     plan.fused = problem.I <= 8;
@@ -112,7 +132,7 @@ Plan plan_forward(const Problem& problem, bool training, int32_t threads, const 
                  input_bytes + state_bytes <= facts.fused_bytes;
   }
   plan.chunk_steps = problem.T;
-  if (!plan.fused || converts) {
+  if (!plan.fused || converts(facts)) {
     const bool near = !plan.fused && input_bytes <= facts.l2_bytes;
     plan.chunk_steps =
         min_of(problem.T, max_of(1, (near ? kForwardNearRows : kForwardChunkRows) / problem.B));
