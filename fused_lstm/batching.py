@@ -37,7 +37,7 @@ def map_forward(
     if any(d is not None for d in dims[4:14]):
         return one_by_one(layer, N, dims, arguments)
     y, h_n, c_n, reserve = layer(*_fold_inputs(N, dims[:4], arguments[:4]), *arguments[4:])
-    outputs = [t.unflatten(-2, (-1, N)) for t in (y, h_n, c_n)]
+    outputs = [_unfold(N, t) for t in (y, h_n, c_n)]
     return (*outputs, reserve), (y.dim() - 1, 2, 2, None)
 
 
@@ -73,7 +73,7 @@ def map_backward(
         results = _with_weights(layer_backward, N, gradients, inputs, weights, saved, needs, tf32)
     else:
         results = layer_backward(*gradients, *inputs, *weights, *saved, needs, tf32)
-    rows = [t.unflatten(-2, (-1, N)) if needs >> k & 1 else t for k, t in enumerate(results[:3])]
+    rows = [_unfold(N, t) if needs >> k & 1 else t for k, t in enumerate(results[:3])]
     row_dims = [t.dim() - 2 if needs >> k & 1 else None for k, t in enumerate(rows)]
     weight_dims = [0 if needs >> k & 1 else None for k in range(3, 11)]
     return (*rows, *results[3:]), (*row_dims, *weight_dims)
@@ -114,7 +114,7 @@ def _with_weights(
         if not (of_ih or of_hh or of_bias):
             results += empty[:4]
             continue
-        rows = dgates[..., d * H4 : (d + 1) * H4].reshape(-1, N, H4)  # [T*B, N, 4H]
+        rows = _unfold(N, dgates[..., d * H4 : (d + 1) * H4]).flatten(0, -3)  # [T*B, N, 4H]
         by_gate = rows.permute(1, 2, 0)  # [N, 4H, T*B]
         results.append(by_gate @ _by_call(N, x) if of_ih else empty[0])
         h = None
@@ -127,9 +127,14 @@ def _with_weights(
     return tuple(results)
 
 
+def _unfold(N: int, t: Tensor) -> Tensor:
+    """[..., B*N, K] as [..., B, N, K]. There are no calls (N = 0) only where there are no rows."""
+    return t.unflatten(-2, (t.shape[-2] // N if N else 0, N))
+
+
 def _by_call(N: int, t: Tensor) -> Tensor:
     """[T, B*N, K] as [N, T*B, K]."""
-    return t.reshape(-1, N, t.shape[-1]).transpose(0, 1)
+    return _unfold(N, t).flatten(0, -3).transpose(0, 1)
 
 
 def _fold(N: int, dim: int | None, t: Tensor | None) -> Tensor | None:

@@ -144,6 +144,10 @@ def cell(
     b_ih: Tensor | None,
     b_hh: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
+    if b_ih is None and b_hh is not None:  # the one that is not there adds nothing
+        b_ih = torch.zeros_like(b_hh)
+    elif b_hh is None and b_ih is not None:
+        b_hh = torch.zeros_like(b_ih)
     weights = (w_ih, w_hh) if b_ih is None or b_hh is None else (w_ih, w_hh, b_ih, b_hh)
     plain = _plain_cell(x, hx, weights)
     if plain is not None:
@@ -399,7 +403,7 @@ def runs_directly(x: Tensor, weights: Sequence[Tensor]) -> bool:
     if not x.is_cpu or dtype not in _KERNEL_DTYPES or torch._C._is_tracing():
         return False
     for t in weights:
-        if t.dtype is not dtype or not t.is_cpu or type(t) not in _PLAIN_TENSORS:
+        if type(t) not in _PLAIN_TENSORS or t.dtype is not dtype or not t.is_cpu:
             return False
     return type(x) in _PLAIN_TENSORS
 

@@ -4,18 +4,21 @@ An ordinary call reads the parameters where they lie, so that any of them may ch
 frozen module computes from a copy instead, laid out for the kernel and, if asked, stored in fewer
 bits. Such a copy may go stale, so it exists only where somebody asked for it, and every call holds
 the parameters against what they were: the same objects, at the same place, with the same version
-counter. One thing does not count there, an edit through `.data`; while frozen, parameters are
-`WatchedParameter`s, whose `.data` does count.
+counter. Two things do not count there: an edit through `.data`, so that parameters are
+`WatchedParameter`s while frozen, whose `.data` does count; and a fused step of an optimizer, which
+a hook after the steps of all optimizers counts.
 
 What is computed: csrc/kernels/frozen.h. x, h, c and all sums are float32; but products with int8
 weights take x and h in 16 bits where integers are quicker, see csrc/kernels/cpu/bytes.h.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from . import _extension, dispatch, export, ops
 
@@ -63,6 +66,19 @@ class Watch(NamedTuple):
             or now._version != self.version
             or now.data_ptr() != self.pointer
         )
+
+
+def _count_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """Fused steps of an optimizer do not move the version counters of what they change."""
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            if type(p) is WatchedParameter and p.grad is not None:
+                torch.autograd.graph.increment_version(p)
+
+
+@functools.cache
+def _watch_optimizers() -> None:
+    register_optimizer_step_post_hook(_count_step)
 
 
 class Frozen:
@@ -125,6 +141,10 @@ class Frozen:
         self, x: Tensor, batch_sizes: Tensor | None, states: Sequence[State] | None
     ) -> tuple[Tensor, list[State]]:
         """All layers of a checked call: y, and h [D, B, H] and c [D, B, H] of each layer."""
+        if not x.is_cpu:
+            raise RuntimeError(
+                f"input: expected a tensor on the CPU like the weights, got one on '{x.device}'"
+            )
         y, after = x, []
         for layer, own in enumerate(self.layers):
             h0, c0 = (None, None) if states is None else states[layer]
@@ -143,6 +163,7 @@ class Frozen:
     ) -> tuple[Tensor, State]:
         """`dispatch.stack` from the packed weights."""
         states = None
+        dispatch._check_uniform(x, hx, ())
         if hx is not None:
             D = 2 if options.bidirectional else 1
             states = list(zip(hx[0].split(D), hx[1].split(D), strict=True))
@@ -166,6 +187,7 @@ def freeze(lstm: Any, weights: str) -> Frozen:
     _extension.require()
     now = lstm._current_weights()
     _check_module(lstm, now, weights)
+    _watch_optimizers()
     frozen = Frozen(weights, lstm.hidden_size)
     directions, each = (2 if lstm.bidirectional else 1), (4 if lstm.bias else 2)
     with torch.no_grad():

@@ -85,9 +85,14 @@ def lstm(
     Source: the equations of torch.nn.LSTM; `reference.py` has them in plain PyTorch.
     """
     options = Options(num_layers, bias, dropout, training, bidirectional, proj_size)
+    if num_layers < 1:
+        raise ValueError(f"num_layers: expected at least 1, got {num_layers}")
     expected = num_layers * (2 if bidirectional else 1) * (2 + 2 * bool(bias) + (proj_size > 0))
     if len(weights) != expected:
         raise ValueError(f"weights: expected {expected} tensors, got {len(weights)}")
+    for k, weight in enumerate(weights):
+        if not isinstance(weight, Tensor):
+            raise TypeError(f"weights[{k}]: expected a Tensor, got {type(weight).__name__}")
     marked = reset is not None or lengths is not None or return_cells
     if extras is not None:
         if not isinstance(extras, Extras):
@@ -348,6 +353,8 @@ def _check_state_kind(hx: Any) -> None:
 def _check_sizes(
     features: int, batch: int, hx: Sequence[Tensor] | None, w_ih: Tensor, options: Options
 ) -> None:
+    if w_ih.dim() != 2:
+        raise ValueError(f"weights[0]: expected sizes [4H, I], got {[*w_ih.shape]}")
     gate_rows, input_size = w_ih.shape
     if features != input_size:
         raise RuntimeError(

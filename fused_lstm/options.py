@@ -106,7 +106,8 @@ def marked_stack(
     by_kernel = obstacle is None and not dispatch._transforms()
     by_kernel = by_kernel and not dispatch._must_use_torch(x, hx, weights)
     layer_of: Any = marked.marked_layer if by_kernel else marked.reference_layer
-    if extras.checkpoint_steps and torch.is_grad_enabled():
+    # torch.func knows no hooks for saved tensors. It has the same numbers without.
+    if extras.checkpoint_steps and torch.is_grad_enabled() and not dispatch._transforms():
         layer_of = functools.partial(checkpointing.in_pieces, layer_of, extras.checkpoint_steps)
     result_dtypes = None
     if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(x.device.type):

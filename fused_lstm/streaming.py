@@ -49,8 +49,11 @@ class Streaming:
     """
 
     def __init__(self, lstm: nn.Module, batch_size: int = 1, *, exact: bool = False) -> None:
-        if not isinstance(lstm, nn.RNNBase) or getattr(type(lstm), "forward", None) is not (
-            LSTM.forward
+        own_forward = isinstance(lstm, nn.Module) and "forward" in vars(lstm)
+        if (
+            not isinstance(lstm, nn.RNNBase)
+            or getattr(type(lstm), "forward", None) is not LSTM.forward
+            or own_forward
         ):
             kind = type(lstm).__qualname__
             raise TypeError(
@@ -117,6 +120,11 @@ class Streaming:
         if not isinstance(x, Tensor):
             raise TypeError(f"x: expected a Tensor, got {type(x).__name__}")
         lstm = self._lstm
+        if torch._C._are_functorch_transforms_active():
+            raise RuntimeError(
+                "x: expected a call outside of torch.func's transforms, got one inside: the state "
+                "would be theirs. Use lstm(x, hx) there"
+            )
         is_step = x.dim() == 2
         if is_step:
             piece = x.unsqueeze(0)
@@ -249,7 +257,12 @@ def _describe(t: Tensor) -> str:
 
 def _row_numbers(rows: Sequence[int] | Tensor, batch_size: int) -> Tensor:
     """Indices of streams, int64."""
-    index = rows if isinstance(rows, Tensor) else torch.as_tensor(rows)
+    try:
+        index = rows if isinstance(rows, Tensor) else torch.as_tensor(rows)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"rows: expected numbers of streams or a mask, got {type(rows).__name__} ({error})"
+        ) from error
     if index.numel() == 0 and not isinstance(rows, Tensor):
         index = index.to(torch.int64)
     if index.dtype is torch.bool:

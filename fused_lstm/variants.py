@@ -150,8 +150,13 @@ class VariantLSTM(nn.Module):
         super().__init__()
         sizes = {"input_size": input_size, "hidden_size": hidden_size, "num_layers": num_layers}
         for name, size in sizes.items():
-            if not isinstance(size, int) or size < 1:
+            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
                 raise ValueError(f"{name}: expected a whole number above 0, got {size!r}")
+        numbers = {"dropout": dropout, "cell_clip": cell_clip, "hidden_clip": hidden_clip}
+        for name, value in numbers.items():
+            none = value is None and name != "dropout"
+            if not none and (isinstance(value, bool) or not isinstance(value, int | float)):
+                raise TypeError(f"{name}: expected a number, got {value!r}")
         if not 0 <= dropout <= 1:
             raise ValueError(f"dropout: expected a probability from 0 to 1, got {dropout!r}")
         if cell_clip is not None and not 0 < cell_clip < math.inf:
@@ -237,7 +242,7 @@ class VariantLSTM(nn.Module):
         return _Weights(
             w_ih,
             w_hh,
-            None if b_ih is None or b_hh is None else b_ih + b_hh,
+            b_ih if b_hh is None else b_hh if b_ih is None else b_ih + b_hh,
             torch.stack(gates) if gates else None,
             get("weight_ln_ih"),
             get("weight_ln_hh"),
@@ -337,6 +342,12 @@ class VariantLSTM(nn.Module):
             expected = "packed rows of features, [N, I]" if packed else "2 or 3 dimensions"
             raise ValueError(f"input: expected {expected}, got {input.dim()}")
         w = self._first_weight
+        for name, p in self.named_parameters():
+            if p.dtype is not w.dtype or p.device != w.device:
+                raise RuntimeError(
+                    f"{name}: expected {w.dtype} on device '{w.device}' like the first weight, got "
+                    f"{p.dtype} on device '{p.device}'"
+                )
         if input.dtype is not w.dtype and not torch._C._is_any_autocast_enabled():
             raise ValueError(f"input: expected {w.dtype} like the weights, got {input.dtype}")
         if input.device != w.device:

@@ -149,6 +149,38 @@ def test_a_weight_of_the_wrong_shape_is_refused() -> None:
             lstm(x(5, 3, 4))
 
 
+def test_every_weight_is_a_tensor_of_two_dimensions() -> None:
+    x, ours = torch.randn(5, 3, 4), fused_lstm.LSTM(4, 7)
+    weights: list[Any] = list(ours.parameters())
+    for k, wrong in ((0, None), (3, 1.0), (2, "bias")):
+        own = [*weights[:k], wrong, *weights[k + 1 :]]
+        with pytest.raises(TypeError, match=rf"weights\[{k}\]: expected a Tensor, got"):
+            fused_lstm.lstm(x, None, own)
+    ours.register_parameter("bias_ih_l0", None)
+    with pytest.raises(TypeError, match=r"weights\[2\]: expected a Tensor, got NoneType"):
+        ours(x)
+    with pytest.raises(ValueError, match=r"weights\[0\]: expected sizes \[4H, I\], got \[28\]"):
+        fused_lstm.lstm(x, None, [torch.zeros(28), *weights[1:]])
+    with pytest.raises(ValueError, match="num_layers: expected at least 1, got 0"):
+        fused_lstm.lstm(x, None, [], num_layers=0)
+
+
+@pytest.mark.parametrize("gone", ["bias_ih", "bias_hh"])
+@pytest.mark.parametrize("grad", [False, True])
+def test_a_cell_with_one_bias(gone: str, grad: bool) -> None:
+    theirs, ours = torch.nn.LSTMCell(4, 7), fused_lstm.LSTMCell(4, 7)
+    ours.load_state_dict(theirs.state_dict())
+    setattr(theirs, gone, None), setattr(ours, gone, None)
+    x, left = torch.randn(3, 4), "bias_hh" if gone == "bias_ih" else "bias_ih"
+    with torch.set_grad_enabled(grad):
+        results = ours(x), theirs(x)
+    torch.testing.assert_close(results[0], results[1])
+    if grad:
+        for h, _ in results:
+            h.sum().backward()
+        torch.testing.assert_close(getattr(ours, left).grad, getattr(theirs, left).grad)
+
+
 def test_the_number_of_weights_is_checked() -> None:
     weights = list(fused_lstm.LSTM(4, 7).parameters())
     with pytest.raises(ValueError, match="weights: expected 4 tensors, got 3"):

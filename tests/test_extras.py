@@ -407,6 +407,17 @@ def test_in_evaluation_dropouts_leave_the_plain_call() -> None:
     assert not lstm.extras.act(False)
 
 
+def test_checkpoints_inside_transforms() -> None:
+    """torch.func knows no hooks for saved tensors: no pieces then, and the same numbers."""
+    torch.manual_seed(5)
+    lstm, x = fused_lstm.LSTM(4, 7, checkpoint_steps=2).double(), torch.randn(5, 3, 4).double()
+    plain = fused_lstm.LSTM(4, 7).double()
+    plain.load_state_dict(lstm.state_dict())
+    for transform in (torch.func.grad, torch.func.jacrev, torch.func.hessian):
+        ours, wanted = (transform(lambda t, m=m: m(t)[0].sin().sum())(x) for m in (lstm, plain))
+        torch.testing.assert_close(ours, wanted)
+
+
 def test_autocast_and_half_modules() -> None:
     lstm = fused_lstm.LSTM(4, 9, zoneout=0.3, recompute=True)
     x = torch.randn(5, 3, 4)

@@ -228,6 +228,14 @@ def optimized(lstm: LSTM) -> None:
     optimizer.step()
 
 
+def optimized_in_one_kernel(lstm: LSTM) -> None:
+    """Torch's fused steps move no version counter."""
+    optimizer = torch.optim.Adam(lstm.parameters(), lr=0.1, fused=True)
+    for p in lstm.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+
+
 def from_a_vector(lstm: LSTM) -> None:
     vector = nn.utils.parameters_to_vector(lstm.parameters())
     nn.utils.vector_to_parameters(vector.detach() + 1, lstm.parameters())
@@ -261,6 +269,7 @@ CHANGES = (
     initialised,
     pruned,
     optimized,
+    optimized_in_one_kernel,
     from_a_vector,
     memory_set,
     thawed_elsewhere,
@@ -474,8 +483,11 @@ def test_wrong_inputs_get_the_errors_of_nn_lstm() -> None:
             lstm(torch.zeros(5, 3, 5))
         with pytest.raises(ValueError, match=r"RNN input dtype"):
             lstm(X.double())
-        with pytest.raises(REFUSAL, match=r"h0: expected dtype float32, got float64"):
-            lstm(X, (torch.zeros(1, 3, 7).double(), torch.zeros(1, 3, 7)))
+        for state in (torch.zeros(1, 3, 7).double(), torch.zeros(1, 3, 7, device="meta")):
+            with pytest.raises(RuntimeError, match=r"hx\[0\]: expected torch.float32 on device"):
+                lstm(X, (state, torch.zeros(1, 3, 7)))
+        with pytest.raises(RuntimeError, match=r"input: expected a tensor on the CPU"):
+            lstm(X.to("meta"))
         with pytest.raises(RuntimeError, match=r"Expected hidden\[0\] size"):
             lstm(X, (torch.zeros(1, 2, 7), torch.zeros(1, 3, 7)))
         with pytest.raises(TypeError, match="hx: expected a pair"):
@@ -648,3 +660,13 @@ def test_freezing_imports_no_compiler() -> None:
         "assert 'torch._dynamo' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_an_optimizer_of_other_parameters_changes_nothing() -> None:
+    lstm, other = frozen(), nn.Linear(2, 2)
+    optimizer = torch.optim.SGD([*other.parameters(), *lstm.parameters()], lr=0.1, fused=True)
+    other(torch.ones(2)).sum().backward()
+    with torch.no_grad():
+        before = lstm(X)[0]
+        optimizer.step()  # of parameters without a gradient: none
+        assert torch.equal(lstm(X)[0], before)

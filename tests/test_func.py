@@ -448,3 +448,23 @@ def test_mapped_lengths_are_refused() -> None:
     for run in (vmap(f), vmap(grad(f)), vmap(lambda d, b: jvp(lambda t: f(t, b), (d,), (d,)))):
         with pytest.raises(RuntimeError, match=r"^batch_sizes: expected the same lengths"):
             run(torch.randn(N, 6, 4), lengths)
+
+
+def test_jacobians_of_no_rows() -> None:
+    """There are as many maps as results: none."""
+    x = torch.randn(5, 0, 3)
+    for options in ({}, {"bidirectional": True}, {"proj_size": 2}):
+        ours, theirs = fused_lstm.LSTM(3, 4, **options), torch.nn.LSTM(3, 4, **options)
+        theirs.load_state_dict(ours.state_dict())
+        sizes = [jacrev(lambda x, m=m: m(x)[0])(x).shape for m in (ours, theirs)]
+        assert sizes[0] == sizes[1]
+        if (
+            "proj_size" in options
+        ):  # its weights go call by call, and there is no call to learn from
+            continue
+        of_weights = [
+            jacrev(lambda w, m=m: functional_call(m, w, (x,))[0])(dict(m.named_parameters()))
+            for m in (ours, theirs)
+        ]
+        for name, wanted in of_weights[1].items():
+            assert of_weights[0][name].shape == wanted.shape

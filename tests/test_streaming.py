@@ -1,8 +1,8 @@
 """`Streaming`: pieces give what the whole gives, and where that is so to the last bit.
 
 The promise has three parts, each with a test that names it: within the tolerance of the dtype for
-any cut; to the bit in float32 and float64 from five rows on, in pieces of two steps or more (from 33
-rows on in any); to the bit for any cut, shape and dtype with exact=True.
+any cut; to the bit in float32 and float64 from five rows on, in pieces of two steps or more (beyond
+32 rows in any); to the bit for any cut, shape and dtype with exact=True.
 """
 
 import copy
@@ -81,7 +81,7 @@ def test_any_cut_gives_the_whole(case: Case, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", FULL)
 @pytest.mark.parametrize("case", [case for case in CASES if case.B >= 5], ids=str)
 def test_to_the_bit_from_five_rows_on(case: Case, dtype: torch.dtype, threads: int) -> None:
-    """There the same sums are formed for two steps as for many. The whole is nothing but lstm(x)."""
+    """There two steps form the same sums as many. The whole is nothing but lstm(x)."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -386,3 +386,24 @@ def test_converted_models_stream() -> None:
     y = torch.cat([stream(piece) for piece in x.split(1)])
     assert error(y, expected) <= OUTPUT_TOLERANCE[torch.float32]
     assert repr(stream) == "Streaming(LSTM(4, 7, num_layers=2, dropout=0.5), batch_size=3)"
+
+
+def test_inside_a_transform_it_is_refused() -> None:
+    """The state would be the transform's, and nobody could go on with it outside."""
+    stream, x = Streaming(fused_lstm.LSTM(4, 7).eval(), 3), torch.randn(2, 5, 3, 4)
+    with pytest.raises(RuntimeError, match=r"x: expected a call outside of torch\.func's"):
+        torch.func.vmap(stream)(x)
+    assert stream(x[0]).shape == (5, 3, 7)
+
+
+def test_a_forward_of_the_instance_is_refused() -> None:
+    lstm: Any = fused_lstm.LSTM(4, 7).eval()
+    lstm.forward = lambda *_: None
+    with pytest.raises(TypeError, match=r"lstm: expected a fused_lstm\.LSTM with"):
+        Streaming(lstm)
+
+
+@pytest.mark.parametrize("rows", ["a", {1}, object()], ids=["text", "set", "object"])
+def test_what_is_no_number_of_a_stream(rows: Any) -> None:
+    with pytest.raises(TypeError, match="rows: expected"):
+        Streaming(fused_lstm.LSTM(4, 7).eval(), 3).reset(rows)

@@ -248,6 +248,26 @@ def test_no_rows() -> None:
     assert all(not p.grad.any() for p in m.parameters())
 
 
+@pytest.mark.parametrize("given", [(True, True), (True, False), (False, True)])
+def test_gradients_of_states_without_rows(given: tuple[bool, bool]) -> None:
+    lstm = VariantLSTM(4, 7, layer_norm=True)
+    hx = tuple(torch.zeros(1, 0, 7, requires_grad=g) for g in given)
+    lstm(torch.randn(5, 0, 4), hx)[0].sum().backward()
+    for t, wanted in zip(hx, given, strict=True):
+        assert (t.grad is not None) == wanted
+        assert t.grad is None or t.grad.shape == t.shape
+
+
+@pytest.mark.parametrize("gone", ["bias_ih_l0", "bias_hh_l0"])
+def test_one_bias_alone(gone: str) -> None:
+    lstm, x = VariantLSTM(4, 7), torch.randn(5, 3, 4)
+    with torch.no_grad():
+        getattr(lstm, gone).zero_()
+    wanted = lstm(x)[0]
+    setattr(lstm, gone, None)
+    torch.testing.assert_close(lstm(x)[0], wanted)
+
+
 def test_some_gradients_only() -> None:
     case = Case(5, 4, 3, 9)
     m, leaves = make(case, layer_norm=True, peepholes=True), inputs(case, torch.float64)
@@ -485,6 +505,20 @@ def test_constructor_refuses() -> None:
     for options, message in wrong:
         with pytest.raises(ValueError, match=message):
             VariantLSTM(**{"input_size": 3, "hidden_size": 5} | options)
+    for name, value in (("dropout", "a"), ("dropout", None), ("cell_clip", "1"), ("dropout", True)):
+        with pytest.raises(TypeError, match=f"{name}: expected a number, got {value!r}"):
+            VariantLSTM(3, 5, **{name: value})
+    with pytest.raises(ValueError, match="num_layers: expected a whole number above 0, got True"):
+        VariantLSTM(3, 5, True)
+
+
+@pytest.mark.parametrize("name", ["weight_hh_l0", "bias_hh_l1", "peephole_o_l0", "weight_ln_c_l1"])
+def test_a_weight_unlike_the_others_is_refused(name: str) -> None:
+    for unlike in ({"device": "meta"}, {"dtype": torch.float64}):
+        lstm = VariantLSTM(4, 7, 2, peepholes=True, layer_norm=True)
+        setattr(lstm, name, nn.Parameter(torch.zeros(getattr(lstm, name).shape, **unlike)))
+        with pytest.raises(RuntimeError, match=rf"{name}: expected torch.float32 on device 'cpu'"):
+            lstm(torch.randn(5, 3, 4))
 
 
 def test_a_call_refuses() -> None:

@@ -21,7 +21,7 @@ from weight_cells import (
     tf1_cell,
 )
 
-from fused_lstm import weights
+from fused_lstm import LSTM, weights
 
 
 class Layer(SimpleNamespace):
@@ -290,6 +290,13 @@ REFUSED: tuple[tuple[str, type[Exception], Callable[[], Any]], ...] = (
 def test_what_is_refused(message: str, kind: type[Exception], call: Callable[[], Any]) -> None:
     with pytest.raises(kind, match=message):
         call()
+
+
+@pytest.mark.parametrize("to", [W.to_haste, W.to_tf1, W.to_keras, W.to_onnx])
+def test_zoneout_acts_in_evaluation_and_is_not_lost(to: Callable[..., Any]) -> None:
+    with pytest.raises(ValueError, match="lstm: expected no zoneout"):
+        to(LSTM(3, 4, zoneout=0.1))
+    to(LSTM(3, 4, input_dropout=0.1))  # in training alone
 
 
 def test_one_stray_weight_is_enough_to_refuse() -> None:

@@ -44,6 +44,8 @@ RecurrenceCall::RecurrenceCall(const Place& place, const Tensor& zx, const Optio
   q_.zx = rows(v, &q_.zx_t, &q_.zx_b);
   q_.h0 = contiguous("h0", h0, "[B, H]", {q_.B, H});
   q_.c0 = contiguous("c0", c0, "[B, H]", {q_.B, H});
+  has_h0_ = h0.has_value();
+  has_c0_ = c0.has_value();
   q_.w_hh = contiguous("w_hh", w_hh, "[G*H, H]", {G * H, H});
   q_.peepholes = contiguous("peepholes", peepholes, "[G-1, H]", {G - 1, H});
   q_.ln_hh = contiguous("ln_hh", ln_hh, "[G*H]", {G * H});
@@ -82,12 +84,12 @@ RecurrenceGradientsResult RecurrenceCall::new_gradients(RecurrenceGradients* g) 
   return RecurrenceGradientsResult{
       result({q_.T, q_.B, G * q_.H}, &g->dzx),
       q_.ln_hh ? result({q_.T, q_.B, G * q_.H}, &g->dzh) : none(),
-      gradient_of(q_.h0, {q_.B, q_.H}, &g->dh0),
-      gradient_of(q_.c0, {q_.B, q_.H}, &g->dc0),
-      gradient_of(q_.peepholes, {G - 1, q_.H}, &g->dpeepholes),
-      gradient_of(q_.ln_hh, {G * q_.H}, &g->dln_hh),
-      gradient_of(q_.ln_c, {q_.H}, &g->dln_c),
-      gradient_of(q_.ln_c_bias, {q_.H}, &g->dln_c_bias),
+      gradient_of(has_h0_, {q_.B, q_.H}, &g->dh0),
+      gradient_of(has_c0_, {q_.B, q_.H}, &g->dc0),
+      gradient_of(q_.peepholes != nullptr, {G - 1, q_.H}, &g->dpeepholes),
+      gradient_of(q_.ln_hh != nullptr, {G * q_.H}, &g->dln_hh),
+      gradient_of(q_.ln_c != nullptr, {q_.H}, &g->dln_c),
+      gradient_of(q_.ln_c_bias != nullptr, {q_.H}, &g->dln_c_bias),
   };
 }
 
@@ -100,8 +102,8 @@ Tensor RecurrenceCall::result(Sizes sizes, void** data) const {
 }
 
 // One that exists where its argument does, else [0]. Of no rows it is zero.
-Tensor RecurrenceCall::gradient_of(const void* argument, Sizes sizes, void** data) const {
-  if (argument == nullptr) return none();
+Tensor RecurrenceCall::gradient_of(bool given, Sizes sizes, void** data) const {
+  if (!given) return none();
   Tensor tensor = result(sizes, data);
   if (q_.B == 0) place_.clear(tensor, bytes_of(sizes));
   return tensor;

@@ -34,11 +34,12 @@ class RecurrenceCall : public Arguments {
 
  private:
   Tensor result(Sizes sizes, void** data) const;
-  Tensor gradient_of(const void* argument, Sizes sizes, void** data) const;
+  Tensor gradient_of(bool given, Sizes sizes, void** data) const;
   Tensor none() const { return place_.empty({0}, dtype_); }
   size_t bytes_of(Sizes sizes) const;
 
   Recurrence q_;
+  bool has_h0_ = false, has_c0_ = false;  // also where they have no rows, and so no memory
 };
 
 }  // namespace fused_lstm

@@ -145,13 +145,19 @@ def sides_of(lstm: nn.Module, target: str) -> list[list[Side]]:
 
     Raises:
         TypeError: it is no LSTM.
-        ValueError: it has proj_size, which `target` does not know.
+        ValueError: it has proj_size or zoneout, which `target` does not know.
     """
     if not isinstance(lstm, nn.RNNBase) or lstm.mode != "LSTM":
         raise TypeError(f"lstm: expected an LSTM, got {type(lstm).__qualname__}")
     if lstm.proj_size:
         raise ValueError(
             f"lstm: expected no projection, for {target} has none, got proj_size={lstm.proj_size}"
+        )
+    extras: Any = getattr(lstm, "extras", None)
+    if extras is not None and any(extras.zoneout):
+        raise ValueError(
+            f"lstm: expected no zoneout, which acts in evaluation too and {target} does not have, "
+            f"got zoneout={extras.zoneout}"
         )
     layers = []
     for k in range(lstm.num_layers):

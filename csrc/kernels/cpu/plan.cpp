@@ -91,10 +91,10 @@ bool converts(const Facts& facts) { return facts.storage_bytes < facts.operand_b
 
 // Whether packing weights would not pay. A single step reads them once either way, and packing
 // writes and reads them once more: worth it only for so many rows that a packed panel, from which a
-// tile takes more rows at once, makes up for it; for more rows if the weights have to come from far.
-// Up to four rows that takes some steps, by a single row a dozen. Stored halves are worth reading as
-// they lie even then: a packed panel is of computed elements, twice the bytes. Small tiles have no
-// gain from a panel for one row: eight chains of sums are what either way has.
+// tile takes more rows at once, makes up for it; for more rows if the weights have to come from
+// far. Up to four rows that takes some steps, by a single row a dozen. Stored halves are worth
+// reading as they lie even then: a packed panel is of computed elements, twice the bytes. Small
+// tiles have no gain from a panel for one row: eight chains of sums are what either way has.
 bool multiplies_as_they_lie(const Problem& problem, int64_t weight_bytes, const Facts& facts) {
   const int64_t rows = total_rows(problem);
   if (rows <= 4) return true;
