@@ -15,9 +15,9 @@ from torch.autograd import forward_ad
 
 from . import _extension
 
-__all__ = ["cell", "stack"]
+__all__ = ["cell", "frozen", "stack"]
 
-_BIASES, _REVERSE, _PROJECTED, _BATCH_FIRST, _CELL = 1, 2, 4, 8, 16
+_BIASES, _REVERSE, _PROJECTED, _BATCH_FIRST, _CELL, _FROZEN = 1, 2, 4, 8, 16, 32
 
 
 def _connect() -> Any:
@@ -65,6 +65,20 @@ def cell(input: Any, hx: Any, weights: list[Any]) -> tuple[Tensor, Tensor] | Non
     if weights[2] is None and weights[3] is None:
         return _direct(input, hx, weights[:2], 1, _CELL)
     return _direct(input, hx, weights, 1, _CELL + _BIASES)
+
+
+def frozen(
+    input: Any,  # as of `stack`
+    hx: Any,
+    packed: tuple[Any, ...],  # hidden_size, then what ops.frozen_forward takes of each layer
+    batch_first: bool,
+    bidirectional: bool,
+) -> tuple[Tensor, tuple[Tensor, Tensor]] | None:
+    """`stack` from frozen weights, which the caller has found unchanged."""
+    if torch.compiler.is_compiling() or _is_watched():
+        return None
+    flags = _FROZEN + (_REVERSE if bidirectional else 0) + (_BATCH_FIRST if batch_first else 0)
+    return _direct(input, hx, packed, 0, flags)
 
 
 def _is_watched() -> bool:

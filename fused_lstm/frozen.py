@@ -90,6 +90,7 @@ class Frozen:
         self.weights = weights
         self.hidden_size = hidden_size
         self.layers: list[tuple[Tensor | None, ...]] = []  # as ops.frozen_forward takes them
+        self.packed: tuple[Any, ...] = ()  # hidden_size and the layers, as direct.frozen takes them
         self.watches: list[Watch] = []
 
     def __reduce__(self) -> tuple[type, tuple[str]]:
@@ -195,6 +196,7 @@ def freeze(lstm: Any, weights: str) -> Frozen:
     none = (None, None, None)
     for k in range(0, len(sides), directions):
         frozen.layers.append((*sides[k], *(sides[k + 1] if directions == 2 else none)))
+    frozen.packed = (lstm.hidden_size, *frozen.layers)
     for p in now:
         p.__class__ = WatchedParameter
         frozen.watches.append(Watch(p, p._version, p.data_ptr(), p.detach()))

@@ -458,6 +458,9 @@ def _frozen_forward(
     data = input.data if isinstance(input, PackedSequence) else input
     state = hx if isinstance(hx, tuple | list) else ()  # anything else is refused below
     lstm._frozen.check(lstm, weights, *(t for t in (data, *state) if isinstance(t, Tensor)))
+    results = direct.frozen(input, hx, lstm._frozen.packed, lstm.batch_first, lstm.bidirectional)
+    if results is not None:
+        return results
     options = Options(
         lstm.num_layers, lstm.bias, lstm.dropout, False, lstm.bidirectional, lstm.proj_size
     )

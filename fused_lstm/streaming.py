@@ -154,6 +154,12 @@ class Streaming:
         lstm, states = self._lstm, self._states
         if lstm._frozen is not None and not (lstm._forward_pre_hooks or lstm._forward_hooks):
             lstm._frozen.check(lstm, weights)
+            if lstm.num_layers == 1:
+                state = None if states is None else states[0]
+                results = direct.frozen(piece, state, lstm._frozen.packed, False, False)
+                if results is not None:
+                    self._states = [results[1]]
+                    return results[0]
             y, self._states = lstm._frozen.run(piece, None, states)
             return y
         if (

@@ -404,3 +404,66 @@ def test_a_torch_without_its_parts() -> None:
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert "torch.Size([2, 1, 4])" in run.stdout
+
+
+@pytest.mark.parametrize("stored", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"bias": False}, {"num_layers": 3, "bidirectional": True, "batch_first": True}],
+    ids=str,
+)
+def test_frozen_is_the_same_as_the_long_way(
+    stored: str, given: bool, options: dict[str, Any], the_long_way: Any
+) -> None:
+    lstm = made(13, 22, **options).freeze(stored)
+    for sizes in ((T, B, 13), (1, 1, 13), (T, 13)):
+        swapped = len(sizes) == 3 and lstm.batch_first
+        x = torch.randn((sizes[1], sizes[0], 13) if swapped else sizes)
+        hx = states(lstm, *sizes[1:-1]) if given else None
+        own = lstm.batch_first, lstm.bidirectional
+        results = direct.frozen(x, hx, lstm._frozen.packed, *own)
+        assert results is not None
+        assert_same(results, the_long_way(lstm, x, hx))
+        assert_same(lstm(x, hx), results)
+
+
+def test_frozen_weights_that_are_not_taken() -> None:
+    lstm, x = made(13, 22).freeze("int8"), torch.randn(T, B, 13)
+    packed = lstm._frozen.packed
+    hidden, (panels, scales, bias, *none) = packed
+    assert direct.frozen(x, None, packed, False, False) is not None
+    for wrong in (
+        (),
+        (hidden,),
+        (0, packed[1]),
+        (-5, packed[1]),
+        (1 << 80, packed[1]),
+        (True, packed[1]),
+        (hidden + 16, packed[1]),
+        (hidden, packed[1][:3]),
+        (hidden, [*packed[1]]),
+        (hidden, (panels, None, bias, *none)),
+        (hidden, (panels.float(), scales, bias, *none)),
+        (hidden, (panels.short(), scales, bias, *none)),
+        (hidden, (panels.new_zeros(*panels.shape, 2)[..., 0], scales, bias, *none)),
+        (hidden, (panels.transpose(0, 1), scales, bias, *none)),
+        (hidden, (panels, scales[:1], bias, *none)),
+        (hidden, (panels, scales.double(), bias, *none)),
+        (hidden, (panels, scales, None, *none)),
+        (hidden, (panels, scales, bias[:1], *none)),
+        (hidden, (None, scales, bias, *none)),
+        list(packed),
+        (hidden, packed[1], packed[1]),  # a second layer has other features
+    ):
+        assert direct.frozen(x, None, wrong, False, False) is None
+    assert direct.frozen(x, None, packed, False, True) is None  # there is no second direction
+    assert direct.frozen(x.double(), None, packed, False, False) is None
+    assert direct.frozen(torch.randn(T, B, 17), None, packed, False, False) is None
+    for name, watching in WATCHING.items():
+        with watching():
+            assert direct.frozen(x, None, packed, False, False) is None, name
+    with Sees():
+        seen.clear()
+        lstm(x)
+    assert any("fused_lstm.frozen_forward" in name for name in seen)

@@ -1,5 +1,6 @@
 // direct(x, hx, weights, num_layers, flags): all layers of nn.LSTM, or one step of nn.LSTMCell,
-// from Python objects to the kernels and back. Tensors are read through DLPack's C exchange API,
+// from Python objects to the kernels and back; weights in a list as the module has them, or frozen
+// in a tuple. Tensors are read through DLPack's C exchange API,
 // which torch offers from 2.11 on, and results are made by torch.empty.
 //
 // It refuses nothing and guesses nothing: whatever is not a dense tensor of the right type, place
@@ -20,7 +21,8 @@ namespace fused_lstm {
 namespace {
 
 // What `flags` says of the call; direct.py has the same.
-constexpr int64_t kBiases = 1, kReverse = 2, kProjected = 4, kBatchFirst = 8, kCell = 16;
+constexpr int64_t kBiases = 1, kReverse = 2, kProjected = 4, kBatchFirst = 8, kCell = 16,
+                  kFrozen = 32;
 
 struct Torch {
   DLPackDLTensorFromPyObjectNoSync look = nullptr;
@@ -32,9 +34,9 @@ struct Torch {
 };
 Torch torch_parts;  // set once, under the interpreter's lock
 
-// Up to three sizes, kept: an initializer_list does not outlive its statement.
+// Up to four sizes, kept: an initializer_list does not outlive its statement.
 struct Dims {
-  int64_t sizes[3];
+  int64_t sizes[4];
   int32_t count;
 
   Dims(Sizes from) : sizes{}, count(static_cast<int32_t>(from.size())) {
@@ -106,7 +108,8 @@ class DirectCall {
   bool read(PyObject* x, PyObject* hx, PyObject* weights, int64_t layers, int64_t flags) {
     flags_ = flags;
     D_ = has(kReverse) ? 2 : 1;
-    return read_x(x) && read_weights(weights, layers) && read_state(hx);
+    return read_x(x) && (has(kFrozen) ? read_frozen(weights) : read_weights(weights, layers)) &&
+           read_state(hx);
   }
 
   bool allocate() {
@@ -140,7 +143,11 @@ class DirectCall {
       out.y_b = D_ * P_;
       out.h_n = static_cast<char*>(h_data_) + layer * h_bytes;
       out.c_n = static_cast<char*>(c_data_) + layer * c_bytes;
-      run_forward(p, out, "forward");
+      if (has(kFrozen)) {
+        run_frozen(p, frozen_[layer], out, "frozen_forward");
+      } else {
+        run_forward(p, out, "forward");
+      }
       if (layer + 1 < count) problems_[layer + 1].x = out.y;
     }
   }
@@ -197,14 +204,73 @@ class DirectCall {
         if (layer == 0 && d == 0 && !read_sizes(next, each)) return false;
         if (!read_direction(next, layer == 0 ? I_ : D_ * P_, &p.weights[d])) return false;
       }
-      p.dtype = dtype_;
-      p.T = T_, p.B = B_, p.I = layer == 0 ? I_ : D_ * P_, p.H = H_, p.P = P_;
-      p.D = static_cast<int32_t>(D_);
-      p.x = x_;  // of later layers: set by run()
-      p.x_t = layer == 0 ? x_t_ : B_ * D_ * P_;
-      p.x_b = layer == 0 ? x_b_ : D_ * P_;
-      if (!fits_in_memory(p)) return false;
+      if (!set_sizes(p, layer)) return false;
     }
+    return true;
+  }
+
+  bool set_sizes(Problem& p, int64_t layer) const {
+    p.dtype = dtype_;
+    p.T = T_, p.B = B_, p.I = layer == 0 ? I_ : D_ * P_, p.H = H_, p.P = P_;
+    p.D = static_cast<int32_t>(D_);
+    p.x = x_;  // of later layers: set by run()
+    p.x_t = layer == 0 ? x_t_ : B_ * D_ * P_;
+    p.x_b = layer == 0 ? x_b_ : D_ * P_;
+    return fits_in_memory(p);
+  }
+
+  // (hidden_size, then for each layer panels, scales and bias of both directions)
+  bool read_frozen(PyObject* packed) {
+    if (dtype_ != DType::kFloat32 || !PyTuple_CheckExact(packed)) return false;
+    const int64_t layers = PyTuple_GET_SIZE(packed) - 1;
+    if (layers < 1 || !PyLong_CheckExact(PyTuple_GET_ITEM(packed, 0))) return false;
+    H_ = P_ = PyLong_AsLongLong(PyTuple_GET_ITEM(packed, 0));
+    if (H_ < 1 || H_ >= int64_t{1} << 40) {
+      PyErr_Clear();
+      return false;
+    }
+    problems_.resize(static_cast<size_t>(layers));
+    frozen_.resize(static_cast<size_t>(layers));
+    for (int64_t layer = 0; layer < layers; ++layer) {
+      PyObject* const own = PyTuple_GET_ITEM(packed, layer + 1);
+      if (!PyTuple_CheckExact(own) || PyTuple_GET_SIZE(own) != 6) return false;
+      if (!set_sizes(problems_[static_cast<size_t>(layer)], layer)) return false;
+      for (int64_t d = 0; d < D_; ++d) {
+        if (!read_panels(PySequence_Fast_ITEMS(own) + 3 * d, problems_[layer].I, d,
+                         &frozen_[static_cast<size_t>(layer)])) {
+          return false;
+        }
+      }
+    }
+    return true;
+  }
+
+  bool read_panels(PyObject* const* own, int64_t features, int64_t d, Frozen* frozen) const {
+    DLTensor panels;
+    if (!look(own[0], &panels) || panels.dtype.lanes != 1) return false;
+    const DLDataType type = panels.dtype;
+    if (type.code == kDLInt && type.bits == 8) {
+      frozen->stored = Stored::kInt8;
+    } else if (dtype_of(type) == DType::kBFloat16) {
+      frozen->stored = Stored::kBFloat16;
+    } else if (dtype_of(type) == DType::kFloat32) {
+      frozen->stored = Stored::kFloat32;
+    } else {
+      return false;
+    }
+    const int64_t count = (H_ + kFrozenUnits - 1) / kFrozenUnits;
+    const int64_t rows = frozen_rows(frozen->stored, features) + frozen_rows(frozen->stored, H_);
+    if (!has_sizes(panels, {{count, rows, 4, kFrozenUnits}}) || !is_contiguous(panels)) {
+      return false;
+    }
+    FrozenWeights& weights = frozen->weights[d];
+    weights.panels = panels.data;
+    const void *scales = nullptr, *bias = nullptr;
+    if ((own[1] != Py_None) != (frozen->stored == Stored::kInt8)) return false;
+    if (own[1] != Py_None && !read(own[1], {{2, count, 4, kFrozenUnits}}, &scales)) return false;
+    if (!read(own[2], {{count, 4, kFrozenUnits}}, &bias)) return false;
+    weights.scales = static_cast<const float*>(scales);
+    weights.bias = static_cast<const float*>(bias);
     return true;
   }
 
@@ -287,6 +353,7 @@ class DirectCall {
   DType dtype_ = DType::kFloat32;
   const void* x_ = nullptr;
   std::vector<Problem> problems_;  // one for each layer
+  std::vector<Frozen> frozen_;     // likewise
   Owned y_, h_n_, c_n_;
   void *y_data_ = nullptr, *h_data_ = nullptr, *c_data_ = nullptr;
 };

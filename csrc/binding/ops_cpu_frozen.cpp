@@ -22,13 +22,7 @@ std::tuple<Tensor, Tensor, Tensor> frozen_forward(
                   &frozen);
   Outputs out;
   auto [y, h_n, c_n, none] = call.new_outputs(place.empty({0}, torch_uint8()), &out);
-  const Problem& p = call.problem();
-  run_in_workspace(
-      p.B, "frozen_forward",
-      [&](int32_t threads) { return cpu::frozen_workspace_bytes(p, threads); },
-      [&](void* workspace, size_t bytes, const Parallel& parallel) {
-        return cpu::frozen_forward(p, frozen, out, workspace, bytes, parallel);
-      });
+  run_frozen(call.problem(), frozen, out, "frozen_forward");
   return {std::move(y), std::move(h_n), std::move(c_n)};
 }
 

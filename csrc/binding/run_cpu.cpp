@@ -20,6 +20,15 @@ void run_forward(const Problem& problem, const Outputs& outputs, const char* op)
       });
 }
 
+void run_frozen(const Problem& problem, const Frozen& frozen, const Outputs& outputs,
+                const char* op) {
+  run_in_workspace(
+      problem.B, op, [&](int32_t threads) { return cpu::frozen_workspace_bytes(problem, threads); },
+      [&](void* workspace, size_t bytes, const Parallel& parallel) {
+        return cpu::frozen_forward(problem, frozen, outputs, workspace, bytes, parallel);
+      });
+}
+
 void run_backward(const Problem& problem, const Gradients& gradients, const char* op) {
   run_in_workspace(
       problem.B, op,

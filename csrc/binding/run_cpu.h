@@ -1,6 +1,7 @@
 // One run of the CPU kernels: torch's threads, and a workspace of the scratch pool.
 #pragma once
 
+#include "../kernels/frozen.h"
 #include "../kernels/lstm.h"
 #include "call.h"
 #include "place_cpu.h"
@@ -15,6 +16,8 @@ constexpr uintptr_t kReserveAlignment = 64;
 Tensor new_reserve(const CpuPlace& place, const Problem& problem, bool saves, Outputs* outputs);
 
 void run_forward(const Problem& problem, const Outputs& outputs, const char* op);
+void run_frozen(const Problem& problem, const Frozen& frozen, const Outputs& outputs,
+                const char* op);
 void run_backward(const Problem& problem, const Gradients& gradients, const char* op);
 
 // Any kernel: bytes(threads) says how much workspace it takes, run(workspace, bytes, parallel)
