@@ -11,6 +11,7 @@ Letters: N mapped calls, T steps, B rows, I input features, H hidden units, P si
 directions, S = sum(batch_sizes) rows of a packed input.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -34,6 +35,8 @@ def map_forward(
     arguments: Sequence[Any],
 ) -> Mapped:
     """What `layer` gives for N calls; there is one reserve for all where their rows were folded."""
+    if N == 0:
+        return _of_none(functools.partial(map_forward, layer), dims, arguments)
     if any(d is not None for d in dims[4:14]):
         return one_by_one(layer, N, dims, arguments)
     y, h_n, c_n, reserve = layer(*_fold_inputs(N, dims[:4], arguments[:4]), *arguments[4:])
@@ -49,6 +52,8 @@ def map_backward(
     arguments: Sequence[Any],
 ) -> Mapped:
     """What `layer_backward` gives for N calls, whose forward went through map_forward if mapped."""
+    if N == 0:
+        return _of_none(functools.partial(map_backward, layer, layer_backward), dims, arguments)
     *tensors, y, reserve, needs, tf32 = arguments
     weights = tensors[7:]
     if any(d is not None for d in dims[7:17]):
@@ -128,8 +133,23 @@ def _with_weights(
 
 
 def _unfold(N: int, t: Tensor) -> Tensor:
-    """[..., B*N, K] as [..., B, N, K]. There are no calls (N = 0) only where there are no rows."""
-    return t.unflatten(-2, (t.shape[-2] // N if N else 0, N))
+    """[..., B*N, K] as [..., B, N, K]."""
+    return t.unflatten(-2, (t.shape[-2] // N, N))
+
+
+def _of_none(
+    mapped: Callable[..., Mapped], dims: Sequence[int | None], arguments: Sequence[Any]
+) -> Mapped:
+    """The results of no calls: of one call, of zeros, none is kept."""
+    one = [
+        t
+        if d is None
+        else t.new_zeros([1 if k == d % t.dim() else n for k, n in enumerate(t.shape)])
+        for d, t in zip(dims, arguments, strict=True)
+    ]
+    results, places = mapped(1, dims, one)
+    kept = [t if d is None else t.narrow(d, 0, 0) for t, d in zip(results, places, strict=True)]
+    return tuple(kept), places
 
 
 def _by_call(N: int, t: Tensor) -> Tensor:

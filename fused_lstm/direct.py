@@ -1,7 +1,7 @@
 """The short way of inference: from the module to the kernels, past torch's dispatcher.
 
 At a few steps of few rows the way through the operator takes as long as computing. This one is
-open where nobody would see the difference: no gradient is recorded, nothing traces, transforms,
+open where it makes no difference: no gradient is recorded, nothing traces, transforms,
 casts or profiles the call, no mode stands between, and every argument is a dense CPU tensor of one
 dtype and of the right sizes. It refuses nothing: what it does not take is None, for whoever looks
 more closely. csrc/binding/direct.cpp is the other half.

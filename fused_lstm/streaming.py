@@ -1,10 +1,8 @@
 """`Streaming`: an LSTM fed piece by piece, for inference on data that arrives as it is made.
 
-It holds what an LSTM knows of the past, (h, c) of each layer, and hands it from piece to piece. For
-a call of one step Python costs more than the kernel, so on the CPU the operator is called directly:
-no checks that the whole stream can pass once, no states of all layers put together and taken apart.
-Wherever something else than our CPU kernels has to compute (another device, autocast, a compiled
-graph, hooks on the module), the module is called as it is.
+It holds what an LSTM knows of the past, (h, c) of each layer, and hands it from piece to piece. A
+step goes by the short way of inference (direct.py); wherever that is closed (another device,
+autocast, a compiled graph, hooks on the module), the module is called as it is.
 """
 
 from collections.abc import Sequence
@@ -13,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import direct, dispatch, ops
+from . import direct
 from .modules import LSTM
 
 __all__ = ["Streaming"]
@@ -45,7 +43,7 @@ class Streaming:
         ValueError: batch_size < 1, or lstm is bidirectional: its second direction begins at the
             end, which a stream does not have. In a call: x has other sizes, or another dtype.
         RuntimeError: lstm is in training mode, for a stream has dropout off and no gradients; in a
-            call: x asks for a gradient, or has no steps.
+            call: x asks for a gradient, has no steps, or is being transformed by torch.func.
     """
 
     def __init__(self, lstm: nn.Module, batch_size: int = 1, *, exact: bool = False) -> None:
@@ -72,7 +70,7 @@ class Streaming:
         self._lstm: Any = lstm
         self._batch_size = batch_size
         self._exact = bool(exact)
-        self._states: list[State] | None = None  # of each layer, [1, B, P] and [1, B, H]
+        self._state: State | None = None  # [L, B, P] and [L, B, H]
         self._check_mode()
 
     @property
@@ -87,14 +85,14 @@ class Streaming:
         What is assigned is copied, and has to have the weights' dtype and device: TypeError,
         ValueError otherwise.
         """
-        if self._states is None:
+        if self._state is None:
             return self._zeros()
-        h, c = zip(*self._states, strict=True)
-        return torch.cat(h), torch.cat(c)
+        h, c = self._state
+        return h.clone(), c.clone()
 
     @state.setter
     def state(self, value: Sequence[Tensor]) -> None:
-        self._states = _split(_checked_state(value, self._zeros()))
+        self._state = _checked_state(value, self._zeros())
 
     def reset(self, rows: Sequence[int] | Tensor | None = None) -> None:
         """Forgets the past, so that new streams begin.
@@ -107,30 +105,32 @@ class Streaming:
             IndexError: a number that no stream has, or a mask of another size.
         """
         if rows is None:
-            self._states = None
+            self._state = None
             return
         index = _row_numbers(rows, self._batch_size)
         # Not in place, which torch refuses for what was computed in inference_mode.
-        self._states = self._states and [
-            (h.index_fill(1, index.to(h.device), 0), c.index_fill(1, index.to(c.device), 0))
-            for h, c in self._states
-        ]
+        if self._state is not None:
+            h, c = self._state
+            self._state = (
+                h.index_fill(1, index.to(h.device), 0),
+                c.index_fill(1, index.to(c.device), 0),
+            )
 
     def __call__(self, x: Tensor) -> Tensor:
         if not isinstance(x, Tensor):
             raise TypeError(f"x: expected a Tensor, got {type(x).__name__}")
         lstm = self._lstm
-        if torch._C._are_functorch_transforms_active():
-            raise RuntimeError(
-                "x: expected a call outside of torch.func's transforms, got one inside: the state "
-                "would be theirs. Use lstm(x, hx) there"
-            )
         is_step = x.dim() == 2
         if is_step:
             piece = x.unsqueeze(0)
         else:
             piece = x.transpose(0, 1) if lstm.batch_first and x.dim() == 3 else x
         weights = lstm._current_weights()
+        if torch._C._are_functorch_transforms_active() and _is_transformed(x, *weights):
+            raise RuntimeError(
+                "x: expected nothing that torch.func transforms, got it: the state would be the "
+                "transform's. Use lstm(x, hx) there"
+            )
         self._check_piece(x, piece, weights[0])
         # What torch.no_grad() does, which takes 2 us for it: a tenth of a step.
         before = torch.is_grad_enabled()
@@ -151,38 +151,20 @@ class Streaming:
         return f"Streaming({self._lstm!r}, batch_size={self._batch_size}{exact})"
 
     def _feed(self, piece: Tensor, weights: list[Tensor]) -> Tensor:  # [T, B, I] -> [T, B, P]
-        lstm, states = self._lstm, self._states
-        if lstm._frozen is not None and not (lstm._forward_pre_hooks or lstm._forward_hooks):
-            lstm._frozen.check(lstm, weights)
-            if lstm.num_layers == 1:
-                state = None if states is None else states[0]
-                results = direct.frozen(piece, state, lstm._frozen.packed, False, False)
-                if results is not None:
-                    self._states = [results[1]]
-                    return results[0]
-            y, self._states = lstm._frozen.run(piece, None, states)
-            return y
-        if (
-            not dispatch.runs_directly(piece, weights)
-            or lstm.extras is not None
-            or lstm._forward_pre_hooks
-            or lstm._forward_hooks
-        ):
-            return self._call_module(piece)
-        num_layers, each = lstm.num_layers, len(weights) // lstm.num_layers
-        y, after = piece, []
-        for layer in range(num_layers):
-            own = weights if num_layers == 1 else weights[layer * each : (layer + 1) * each]
-            y, h, c = _one_layer(y, None if states is None else states[layer], own, lstm)
-            after.append((h, c))
-        self._states = after
-        return y
-
-    def _call_module(self, piece: Tensor) -> Tensor:
         lstm = self._lstm
+        if not (lstm._forward_pre_hooks or lstm._forward_hooks):
+            results = None
+            if lstm._frozen is not None:
+                lstm._frozen.check(lstm, weights)
+                results = direct.frozen(piece, self._state, lstm._frozen.packed, False, False)
+            elif lstm.extras is None:
+                own = lstm.num_layers, lstm.bias, False, False, lstm.proj_size
+                results = direct.stack(piece, self._state, weights, *own)
+            if results is not None:
+                y, self._state = results
+                return y
         x = piece.transpose(0, 1) if lstm.batch_first else piece
-        y, after = lstm(x, None if self._states is None else self.state)
-        self._states = _split(after)
+        y, self._state = lstm(x, self._state)
         return y.transpose(0, 1) if lstm.batch_first else y
 
     def _check_piece(self, x: Tensor, piece: Tensor, w_ih: Tensor) -> None:
@@ -200,8 +182,8 @@ class Streaming:
                 "x: expected no gradient to be asked for, got requires_grad=True: a stream is for "
                 "inference. Train with lstm(x, hx), or pass x.detach()"
             )
-        if self._states is not None:
-            h = self._states[0][0]
+        if self._state is not None:
+            h = self._state[0]
             if h.dtype is not w_ih.dtype and not torch._C._is_any_autocast_enabled():
                 raise ValueError(
                     f"lstm: its weights are {w_ih.dtype} now, its state is {h.dtype}: reset() "
@@ -224,22 +206,8 @@ class Streaming:
         return h, w_ih.new_zeros(*shape, lstm.hidden_size)
 
 
-def _one_layer(
-    x: Tensor, state: State | None, weights: list[Tensor], lstm: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    results = direct.stack(x, state, weights, 1, lstm.bias, False, False, lstm.proj_size)
-    if results is not None:
-        y, (h, c) = results
-        return y, h, c
-    h0, c0 = (None, None) if state is None else state
-    ten = dispatch.ten_weights(weights, lstm.bias, False, lstm.proj_size)
-    y, h, c, _ = ops.forward(x, None, h0, c0, *ten, False, False)
-    return y, h, c
-
-
-def _split(state: Sequence[Tensor]) -> list[State]:
-    """Of each layer h and c, out of [L, B, .]."""
-    return list(zip(state[0].split(1), state[1].split(1), strict=True))
+def _is_transformed(*tensors: Tensor) -> bool:
+    return any(map(torch._C._functorch.is_functorch_wrapped_tensor, tensors))
 
 
 def _checked_state(value: Any, like: State) -> State:

@@ -9,6 +9,7 @@ step by step by `reference.py`.
 import functools
 import itertools
 import math
+import numbers
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -152,10 +153,10 @@ class VariantLSTM(nn.Module):
         for name, size in sizes.items():
             if isinstance(size, bool) or not isinstance(size, int) or size < 1:
                 raise ValueError(f"{name}: expected a whole number above 0, got {size!r}")
-        numbers = {"dropout": dropout, "cell_clip": cell_clip, "hidden_clip": hidden_clip}
-        for name, value in numbers.items():
+        given = {"dropout": dropout, "cell_clip": cell_clip, "hidden_clip": hidden_clip}
+        for name, value in given.items():
             none = value is None and name != "dropout"
-            if not none and (isinstance(value, bool) or not isinstance(value, int | float)):
+            if not none and (isinstance(value, bool) or not isinstance(value, numbers.Real)):
                 raise TypeError(f"{name}: expected a number, got {value!r}")
         if not 0 <= dropout <= 1:
             raise ValueError(f"dropout: expected a probability from 0 to 1, got {dropout!r}")
@@ -229,10 +230,17 @@ class VariantLSTM(nn.Module):
     def _first_weight(self) -> Tensor:
         return next(self.parameters())
 
-    def _weights(self, suffix: str, dtype: torch.dtype) -> _Weights:
+    def _weights(self, suffix: str, x: Tensor) -> _Weights:
+        """Cast to the dtype of x, for LayerNorm's may be another than the matrices'."""
+
         def get(name: str) -> Tensor | None:
             p: Tensor | None = getattr(self, name + suffix, None)
-            return p if p is None else p.to(dtype)
+            if p is not None and p.device != x.device:
+                raise RuntimeError(
+                    f"{name + suffix}: expected a tensor on device '{x.device}' like the input, "
+                    f"got one on '{p.device}'"
+                )
+            return p if p is None else p.to(x.dtype)
 
         b_ih, b_hh = get("bias_ih"), get("bias_hh")
         gates = [p for p in map(get, ("peephole_i", "peephole_f", "peephole_o")) if p is not None]
@@ -317,7 +325,7 @@ class VariantLSTM(nn.Module):
             layer, reverse = k // directions, k % directions == 1
             if layer > 0 and not reverse and self.training and self.dropout > 0:
                 y = torch.dropout(y, self.dropout, True)
-            own = self._weights(suffix, y.dtype)
+            own = self._weights(suffix, y)
             zx = reference.variant_input(y, own.w_ih, own.bias, own.ln_ih)
             state = None if hx is None else (hx[0][k], hx[1][k])
             cell = (own.w_hh, own.peepholes, own.ln_hh, own.ln_c, own.ln_c_bias)
@@ -342,12 +350,6 @@ class VariantLSTM(nn.Module):
             expected = "packed rows of features, [N, I]" if packed else "2 or 3 dimensions"
             raise ValueError(f"input: expected {expected}, got {input.dim()}")
         w = self._first_weight
-        for name, p in self.named_parameters():
-            if p.dtype is not w.dtype or p.device != w.device:
-                raise RuntimeError(
-                    f"{name}: expected {w.dtype} on device '{w.device}' like the first weight, got "
-                    f"{p.dtype} on device '{p.device}'"
-                )
         if input.dtype is not w.dtype and not torch._C._is_any_autocast_enabled():
             raise ValueError(f"input: expected {w.dtype} like the weights, got {input.dtype}")
         if input.device != w.device:

@@ -450,21 +450,20 @@ def test_mapped_lengths_are_refused() -> None:
             run(torch.randn(N, 6, 4), lengths)
 
 
-def test_jacobians_of_no_rows() -> None:
-    """There are as many maps as results: none."""
-    x = torch.randn(5, 0, 3)
-    for options in ({}, {"bidirectional": True}, {"proj_size": 2}):
-        ours, theirs = fused_lstm.LSTM(3, 4, **options), torch.nn.LSTM(3, 4, **options)
-        theirs.load_state_dict(ours.state_dict())
-        sizes = [jacrev(lambda x, m=m: m(x)[0])(x).shape for m in (ours, theirs)]
-        assert sizes[0] == sizes[1]
-        if (
-            "proj_size" in options
-        ):  # its weights go call by call, and there is no call to learn from
-            continue
-        of_weights = [
-            jacrev(lambda w, m=m: functional_call(m, w, (x,))[0])(dict(m.named_parameters()))
-            for m in (ours, theirs)
-        ]
-        for name, wanted in of_weights[1].items():
-            assert of_weights[0][name].shape == wanted.shape
+@pytest.mark.parametrize("rows", [0, 3])
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"proj_size": 2}], ids=str)
+def test_jacobians_of_no_results(options: dict[str, Any], rows: int) -> None:
+    """There are as many calls as results: none."""
+    ours, theirs = fused_lstm.LSTM(3, 4, **options), torch.nn.LSTM(3, 4, **options)
+    theirs.load_state_dict(ours.state_dict())
+    x, weights = torch.randn(5, rows, 3), dict(ours.named_parameters())
+
+    def none_of(module: torch.nn.Module) -> Callable[..., Tensor]:
+        return lambda weights, x: functional_call(module, weights, (x,))[0][:, :0]
+
+    for argnum in (0, 1):
+        found, wanted = (jacrev(none_of(m), argnum)(weights, x) for m in (ours, theirs))
+        for a, b in zip(tree_leaves(found), tree_leaves(wanted), strict=True):
+            assert a.shape == b.shape
+    mapped = vmap(lambda x: ours(x)[0])(torch.randn(0, 5, rows, 3))
+    assert mapped.shape == (0, *ours(x)[0].shape)

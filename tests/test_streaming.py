@@ -391,8 +391,13 @@ def test_converted_models_stream() -> None:
 def test_inside_a_transform_it_is_refused() -> None:
     """The state would be the transform's, and nobody could go on with it outside."""
     stream, x = Streaming(fused_lstm.LSTM(4, 7).eval(), 3), torch.randn(2, 5, 3, 4)
-    with pytest.raises(RuntimeError, match=r"x: expected a call outside of torch\.func's"):
+    with pytest.raises(RuntimeError, match=r"x: expected nothing that torch\.func transforms"):
         torch.func.vmap(stream)(x)
+    wanted = stream(x[0])
+    stream.reset()
+    seen = []
+    torch.func.vmap(lambda t: seen.append(stream(x[0])) or t)(x)  # beside what is transformed
+    assert torch.equal(seen[0], wanted)
     assert stream(x[0]).shape == (5, 3, 7)
 
 

@@ -11,6 +11,7 @@ import itertools
 import pickle
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from cases import GRADIENT_TOLERANCE, OUTPUT_TOLERANCE, REFUSAL, Case, Operators, error
@@ -514,11 +515,18 @@ def test_constructor_refuses() -> None:
 
 @pytest.mark.parametrize("name", ["weight_hh_l0", "bias_hh_l1", "peephole_o_l0", "weight_ln_c_l1"])
 def test_a_weight_unlike_the_others_is_refused(name: str) -> None:
-    for unlike in ({"device": "meta"}, {"dtype": torch.float64}):
-        lstm = VariantLSTM(4, 7, 2, peepholes=True, layer_norm=True)
-        setattr(lstm, name, nn.Parameter(torch.zeros(getattr(lstm, name).shape, **unlike)))
-        with pytest.raises(RuntimeError, match=rf"{name}: expected torch.float32 on device 'cpu'"):
-            lstm(torch.randn(5, 3, 4))
+    lstm = VariantLSTM(4, 7, 2, peepholes=True, layer_norm=True)
+    setattr(lstm, name, nn.Parameter(torch.zeros(getattr(lstm, name).shape, device="meta")))
+    with pytest.raises(RuntimeError, match=rf"{name}: expected a tensor on device 'cpu'"):
+        lstm(torch.randn(5, 3, 4))
+
+
+def test_layer_norm_may_be_of_another_dtype() -> None:
+    lstm = VariantLSTM(4, 7, layer_norm=True, dropout=0.0, cell_clip=np.float32(3.0))
+    x, wanted = torch.randn(5, 3, 4), lstm.bfloat16()(torch.ones(5, 3, 4).bfloat16())[0]
+    lstm.weight_ln_ih_l0.data = lstm.weight_ln_ih_l0.data.float()
+    assert torch.equal(lstm(torch.ones(5, 3, 4).bfloat16())[0], wanted)
+    assert lstm(x.bfloat16())[0].dtype is torch.bfloat16
 
 
 def test_a_call_refuses() -> None:

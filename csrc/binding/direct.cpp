@@ -9,7 +9,7 @@
 // transform, a profiler) is for the caller to ask: see direct.py.
 #include "direct.h"
 
-#include <ATen/dlpack.h>
+#include <ATen/dlpack.h>  // before stable.h, which says which torch it is for
 
 #include <algorithm>
 #include <exception>
@@ -78,15 +78,13 @@ std::optional<DType> dtype_of(DLDataType type) {
 bool look(PyObject* object, DLTensor* t) {
   const PyTypeObject* const type = Py_TYPE(object);
   if (type != torch_parts.tensor && type != torch_parts.parameter) return false;
-  if (torch_parts.look(object, t) != 0) {
+  // A view whose values are the negative of what lies there, as the imaginary part of a conjugate.
+  const Owned negative(PyObject_CallMethodNoArgs(object, torch_parts.is_neg));
+  if (negative.get() != Py_False || torch_parts.look(object, t) != 0) {
     PyErr_Clear();
     return false;
   }
-  if (t->device.device_type != kDLCPU || t->data == nullptr || t->byte_offset != 0) return false;
-  // A view whose values are the negative of what lies there, as the imaginary part of a conjugate.
-  const Owned negative(PyObject_CallMethodNoArgs(object, torch_parts.is_neg));
-  if (negative.get() == nullptr) PyErr_Clear();
-  return negative.get() == Py_False;
+  return t->device.device_type == kDLCPU && t->data != nullptr && t->byte_offset == 0;
 }
 
 bool is_contiguous(const DLTensor& t) {
@@ -108,6 +106,7 @@ class DirectCall {
   bool read(PyObject* x, PyObject* hx, PyObject* weights, int64_t layers, int64_t flags) {
     flags_ = flags;
     D_ = has(kReverse) ? 2 : 1;
+    if (has(kCell) && (has(kReverse) || has(kFrozen) || layers != 1)) return false;
     return read_x(x) && (has(kFrozen) ? read_frozen(weights) : read_weights(weights, layers)) &&
            read_state(hx);
   }
@@ -194,8 +193,9 @@ class DirectCall {
 
   bool read_weights(PyObject* weights, int64_t layers) {
     if (!PyList_CheckExact(weights) || layers < 1) return false;
+    const int64_t count = PyList_GET_SIZE(weights);
     const int64_t each = 2 + (has(kBiases) ? 2 : 0) + (has(kProjected) ? 1 : 0);
-    if (PyList_GET_SIZE(weights) != layers * D_ * each) return false;
+    if (layers > count || count != layers * D_ * each) return false;
     PyObject** next = PySequence_Fast_ITEMS(weights);
     problems_.resize(static_cast<size_t>(layers));
     for (int64_t layer = 0; layer < layers; ++layer) {
@@ -395,10 +395,11 @@ PyMethodDef direct_method = {
 
 PyObject* connect_direct(PyObject* exchange, PyObject* tensor, PyObject* parameter, PyObject* empty,
                          PyObject* dtypes) {
-  const auto* const api =
-      static_cast<const DLPackExchangeAPI*>(PyCapsule_GetPointer(exchange, "dlpack_exchange_api"));
-  if (api == nullptr) return nullptr;
-  if (api->header.version.major != DLPACK_MAJOR_VERSION ||
+  constexpr const char* kName = "dlpack_exchange_api";
+  const bool valid = PyCapsule_IsValid(exchange, kName) != 0;
+  const auto* const api = static_cast<const DLPackExchangeAPI*>(
+      valid ? PyCapsule_GetPointer(exchange, kName) : nullptr);
+  if (api == nullptr || api->header.version.major != DLPACK_MAJOR_VERSION ||
       api->dltensor_from_py_object_no_sync == nullptr || !PyType_Check(tensor) ||
       !PyType_Check(parameter) || !PyTuple_Check(dtypes) || PyTuple_GET_SIZE(dtypes) != 4) {
     PyErr_SetString(PyExc_TypeError, "connect_direct: torch's parts are not as they were in 2.11");

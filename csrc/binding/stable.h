@@ -1,7 +1,8 @@
-// The one door to torch: names the oldest libtorch that this build runs on, gathers the parts of
-// its stable ABI that the binding uses, and adds the few helpers that make a tensor pleasant to
-// check. What comes through here is C functions and header-only C++, so the built module holds no
-// at:: or c10:: symbol and one build serves every torch from that version on.
+// The door to torch (direct.cpp has another, past the dispatcher): names the oldest libtorch that
+// this build runs on, gathers the parts of its stable ABI that the binding uses, and adds the few
+// helpers that make a tensor pleasant to check. What comes through here is C functions and
+// header-only C++, so the built module holds no at:: or c10:: symbol and one build serves every
+// torch from that version on.
 //
 // The version is defined here and not on the compiler's command line, because the pybind11 headers
 // that some torch versions carry refuse to be compiled with it.

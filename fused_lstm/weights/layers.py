@@ -156,8 +156,8 @@ def sides_of(lstm: nn.Module, target: str) -> list[list[Side]]:
     extras: Any = getattr(lstm, "extras", None)
     if extras is not None and any(extras.zoneout):
         raise ValueError(
-            f"lstm: expected no zoneout, which acts in evaluation too and {target} does not have, "
-            f"got zoneout={extras.zoneout}"
+            f"lstm: expected no zoneout, which acts in evaluation too and would be lost on the way "
+            f"to {target}, got zoneout={extras.zoneout}"
         )
     layers = []
     for k in range(lstm.num_layers):

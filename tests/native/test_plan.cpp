@@ -76,6 +76,47 @@ void expect_sound(Suite& suite, const Draw& d, const cpu::Plan& plan, const std:
   suite.expect(plan.threads == 1 || work >= 500000, which + " shares " + std::to_string(work));
 }
 
+// Where weights are multiplied as they lie: every bound, on both sides of it. I = H, L2 of 1 MB.
+struct Bound {
+  int64_t T, B, H;
+  bool small_tiles, matrix;
+  DType dtype;
+  bool dot;
+};
+constexpr DType kF32 = DType::kFloat32, kBf16 = DType::kBFloat16;
+constexpr Bound kBounds[] = {
+    {1, 4, 16, false, false, kF32, true},   {1, 5, 64, false, false, kF32, false},
+    {1, 8, 128, false, false, kF32, true},  {1, 9, 128, false, false, kF32, false},
+    {1, 32, 512, false, false, kF32, true}, {1, 33, 512, false, false, kF32, false},
+    {1, 8, 512, true, false, kF32, true},   {1, 9, 512, true, false, kF32, false},
+    {1, 5, 128, true, false, kF32, false},  {2, 4, 128, false, false, kF32, true},
+    {3, 3, 128, false, false, kF32, false}, {2, 4, 64, false, false, kF32, false},
+    {11, 4, 512, false, false, kF32, true}, {12, 4, 512, false, false, kF32, false},
+    {2, 5, 512, false, false, kF32, false}, {1, 8, 512, false, false, kBf16, false},
+    {1, 4, 512, false, false, kBf16, true}, {1, 8, 512, false, true, kBf16, false},
+    {11, 1, 64, false, false, kF32, true},  {12, 1, 64, false, false, kF32, false},
+    {12, 1, 64, true, false, kF32, true},   {2, 4, 512, false, true, kBf16, false},
+};
+void expect_bounds(Suite& suite) {
+  for (const Bound& b : kBounds) {
+    Problem p;
+    p.dtype = b.dtype;
+    p.T = b.T, p.B = b.B, p.I = p.H = p.P = b.H;
+    cpu::Facts facts;
+    facts.l2_bytes = 1 << 20;
+    facts.small_tiles = b.small_tiles;
+    facts.matrix = b.matrix;
+    facts.storage_bytes = static_cast<int32_t>(reference::element_size(b.dtype));
+    facts.operand_bytes = facts.storage_bytes;
+    const cpu::Plan plan = cpu::plan_forward(p, false, 1, facts);
+    suite.begin("as they lie: T=" + std::to_string(b.T) + " B=" + std::to_string(b.B) +
+                " H=" + std::to_string(b.H) + (b.small_tiles ? " small tiles" : ""));
+    suite.expect(plan.dot == b.dot, b.dot ? "packed" : "not packed");
+    suite.expect(!plan.dot || b.T > 1 || plan.fused, "the input of one step is projected ahead");
+    suite.end();
+  }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -108,6 +149,7 @@ int main(int argc, char** argv) {
     apart += !forward.fused;
     suite.end();
   }
+  expect_bounds(suite);
   suite.begin("variety");
   suite.expect(by_rows > 0 && by_units > 0 && dots > 0 && apart > 0 && streams > 0,
                "some kind of plan never comes up: rows " + std::to_string(by_rows) + ", units " +

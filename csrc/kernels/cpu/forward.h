@@ -601,7 +601,10 @@ class Forward {
     if constexpr (W >= 4) {
       if (at.units == W) {
         for (; b + 2 < end; b += 4) dot_panel_rows<4>(at, d, p, b, min64(4, end - b));
-        if (b + 2 == end) dot_panel_rows<2>(at, d, p, b, 2), b = end;
+        if (b + 2 == end) {
+          dot_panel_rows<2>(at, d, p, b, 2);
+          b = end;
+        }
       }
     }
     for (; b < end; ++b) dot_panel_row(at, d, p, b);

@@ -89,22 +89,24 @@ namespace {
 
 bool converts(const Facts& facts) { return facts.storage_bytes < facts.operand_bytes; }
 
-// Whether packing weights would not pay. A single step reads them once either way, and packing
-// writes and reads them once more: worth it only for so many rows that a packed panel, from which a
-// tile takes more rows at once, makes up for it; for more rows if the weights have to come from
-// far. Up to four rows that takes some steps, by a single row a dozen. Stored halves are worth
-// reading as they lie even then: a packed panel is of computed elements, twice the bytes. Small
-// tiles have no gain from a panel for one row: eight chains of sums are what either way has.
+// Whether packing weights would not pay. Up to four rows it never does. A single row packs for a
+// dozen steps and more; stored halves are worth reading as they lie even then, for a packed panel
+// is of computed elements, twice the bytes, and small tiles have no gain from a panel for one row:
+// eight chains of sums are what either way has. One step of more rows reads weights once either
+// way, and packing writes and reads them once more: the longer the way they have to come, the more
+// rows it takes until a packed panel, from which a tile takes more rows at once, makes up for it.
+// Halves of more rows are converted sooner once.
 bool multiplies_as_they_lie(const Problem& problem, int64_t weight_bytes, const Facts& facts) {
   const int64_t rows = total_rows(problem);
   if (rows <= 4) return true;
-  const bool far = weight_bytes > facts.l2_bytes;
-  if (problem.T == 1) {
-    const int64_t most = (far ? 32 : 12) / (facts.small_tiles ? 2 : 1);
-    return !facts.matrix && problem.B <= most;
-  }
   if (problem.B == 1) return problem.T < 12 || converts(facts) || facts.small_tiles;
-  return !facts.matrix && problem.B <= 4 && problem.T < 12 && (rows <= 8 || far);
+  if (facts.matrix || facts.storage_bytes < facts.compute_bytes) return false;
+  const bool far = weight_bytes > facts.l2_bytes, halfway = weight_bytes > facts.l2_bytes / 4;
+  if (problem.T == 1) {
+    const int64_t most = far ? 32 : halfway ? 8 : 4;
+    return problem.B <= most / (facts.small_tiles ? 4 : 1);
+  }
+  return problem.B <= 4 && problem.T < 12 && (far || (halfway && rows <= 8));
 }
 
 }  // namespace

@@ -518,11 +518,18 @@ FL_INLINE Vec<float> load_pairs(const BFloat16* p) {
   __builtin_memcpy(&r.v, p, sizeof(r.v));
   return r;
 }
+#if FUSED_LSTM_SIMD == 3
+FL_INLINE Vec<float> load_pairs(const BFloat16* p, int n) {
+  const __mmask32 first = n < 32 ? (1U << n) - 1 : ~0U;
+  return {_mm512_castsi512_ps(_mm512_maskz_loadu_epi16(first, p))};
+}
+#else
 FL_INLINE Vec<float> load_pairs(const BFloat16* p, int n) {
   BFloat16 elements[2 * Vec<float>::kWidth] = {};
   for (int i = 0; i < n; ++i) elements[i] = p[i];
   return load_pairs(elements);
 }
+#endif
 #endif
 
 // The type in which a product takes x and h: as stored where the processor multiplies it so,
