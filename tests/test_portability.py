@@ -15,8 +15,8 @@ import wheel_matrix  # noqa: E402
 if not (ROOT / "setup.py").exists():
     pytest.skip("the source folder is not there", allow_module_level=True)
 
-# Headers that every C++17 compiler has; torch and pybind11 come with torch.
-STANDARD = re.compile(r"<([a-z_]+|torch/.+|pybind11/.+)>")
+# Headers that every C++17 compiler has; torch, pybind11 and DLPack come with torch.
+STANDARD = re.compile(r"<([a-z_]+|torch/.+|pybind11/.+|ATen/dlpack\.h|Python\.h)>")
 SYSTEM_CALL = re.compile(
     r"\b(mmap|munmap|madvise|mprotect|sysconf|sched_\w+|pthread_\w+|dlsym|dlopen|syscall|"
     r"__builtin_(?:cpu|ia32)_\w+|__get_cpuid\w*)\("
