@@ -205,7 +205,7 @@ MUTANTS = [
     Mutant("vmap: packed rows of one call only", "batching", "else inputs[1] * N", "else inputs[1]",
            FUNC),
     Mutant("vmap: rows of the calls mixed", "batching",
-           "return t.reshape(-1, N, t.shape[-1]).transpose(0, 1)",
+           "return _unfold(N, t).flatten(0, -3).transpose(0, 1)",
            "return t.reshape(N, -1, t.shape[-1])", FUNC),
     Mutant("vmap: h after each step", "batching", "[y[1:], first] if d else [first, y[:-1]]",
            "[first, y[:-1]] if d else [y[1:], first]", FUNC),
