@@ -305,6 +305,27 @@ MUTANTS += [
         "test_forward",
     ),
     Mutant(
+        "plan: halves of a step multiplied as they lie",
+        "cpu/plan.cpp",
+        "if (facts.matrix || facts.storage_bytes < facts.compute_bytes) return false;",
+        "if (facts.matrix) return false;",
+        "test_plan",
+    ),
+    Mutant(
+        "plan: as many rows without AVX-512",
+        "cpu/plan.cpp",
+        "most / (facts.small_tiles ? 4 : 1)",
+        "most / 1",
+        "test_plan",
+    ),
+    Mutant(
+        "plan: the way of the weights not asked",
+        "cpu/plan.cpp",
+        "(far || (halfway && rows <= 8))",
+        "(far || rows <= 8)",
+        "test_plan",
+    ),
+    Mutant(
         "side by side: W_ih forgotten",
         "cpu/forward.h",
         "if (plan_.fused) add_dot_rows(w_ih + unit * q_.I, q_.I, x, q_.I, z + gate * W);",
