@@ -1,7 +1,7 @@
 // direct(x, hx, weights, num_layers, flags): all layers of nn.LSTM, or one step of nn.LSTMCell,
 // from Python objects to the kernels and back; weights in a list as the module has them, or frozen
-// in a tuple. Tensors are read through DLPack's C exchange API,
-// which torch offers from 2.11 on, and results are made by torch.empty.
+// in a tuple. Tensors are read through DLPack's C exchange API, which torch offers from 2.11 on,
+// and results are made by torch.empty.
 //
 // It refuses nothing and guesses nothing: whatever is not a dense tensor of the right type, place
 // and sizes makes it return None, and the caller goes the long way, through the operators, where
