@@ -95,10 +95,26 @@ MUTANTS = [
     Mutant(
         "small tiles: sums of too few rows",
         "cpu/forward.h",
-        "(projection_.on() || kSmallTiles) && !plan.dot ? q_.B : 0;",
+        "(projection_.on() || goes_by_blocks(0, panels_)) && !plan.dot ? q_.B : 0;",
         "projection_.on() && !plan.dot ? q_.B : 0;",
         "test_forward",
         "avx2",
+    ),
+    Mutant(
+        "far weights: sums of too few rows",
+        "cpu/forward.h",
+        "(projection_.on() || goes_by_blocks(0, panels_)) && !plan.dot ? q_.B : 0;",
+        "(projection_.on() || kSmallTiles) && !plan.dot ? q_.B : 0;",
+        "test_forward",
+        "emulated512",
+    ),
+    Mutant(
+        "far weights: a k-block forgets the one before",
+        "cpu/forward.h",
+        "tile.add(k0 == 0 ? at.start + row * at.start_row : out, k0 == 0 ? at.start_row : G);",
+        "tile.add(at.start + row * at.start_row, at.start_row);",
+        "test_forward",
+        "emulated512",
     ),
     Mutant(
         "columns packed from another gate's rows",

@@ -46,6 +46,7 @@ void draw(Random& random, Draw& d) {
   d.facts.fused_bytes = random.pick({192 << 10, 2 << 20, 8 << 20});
   d.facts.stream_bytes = random.pick({0, 256 << 10, 2 << 20});
   d.facts.small_tiles = random.below(2);
+  d.facts.distant = d.facts.small_tiles || random.below(2);
   d.threads = static_cast<int32_t>(random.pick({1, 2, 3, 8, 200}));
   d.training = random.below(2);
   char text[200];
@@ -61,7 +62,7 @@ void draw(Random& random, Draw& d) {
 bool same(const cpu::Plan& a, const cpu::Plan& b) {
   return a.dot == b.dot && a.fused == b.fused && a.split == b.split && a.threads == b.threads &&
          a.chunk_steps == b.chunk_steps && a.k_block == b.k_block && a.near_bytes == b.near_bytes &&
-         a.stream_gates == b.stream_gates;
+         a.distant == b.distant && a.stream_gates == b.stream_gates;
 }
 
 void expect_sound(Suite& suite, const Draw& d, const cpu::Plan& plan, const std::string& which) {

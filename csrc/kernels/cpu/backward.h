@@ -313,7 +313,7 @@ class Backward {
                int64_t block, E* sums) const {
     const int64_t v0 = columns.first(block), nv = columns.first(block + 1) - v0;
     // Judged by W_hh, whose blocks come by in every step; dx's product is read in the same way.
-    const bool far = kSmallTiles && panels_ * G * q_.P * int64_t{sizeof(E)} > plan_.near_bytes;
+    const bool far = plan_.distant && panels_ * G * q_.P * int64_t{sizeof(E)} > plan_.near_bytes;
     const DgatesProduct<E> it{a.data + row * G,
                               a.panel,
                               panels_,
@@ -796,7 +796,7 @@ class Backward {
     const int64_t block = projection_.on() ? 2 * kShortSum : kSmallTiles ? 48 : 64;
     const int64_t blocks = projection_.on() ? ceil_div(rows, block) : max64(1, rows / block);
     // Tiles of z lie apart, so that nothing but us knows which is next.
-    const bool far = kSmallTiles && side.features * chunk_rows_ * int64_t{sizeof(E)} > kFarBytes;
+    const bool far = plan_.distant && side.features * chunk_rows_ * int64_t{sizeof(E)} > kFarBytes;
     for (int64_t k = 0; k < blocks; ++k) {
       const int64_t r0 = split(rows, k, blocks), r1 = split(rows, k + 1, blocks);
       const E* dz = side.dz + p * panel_stride_ + r0 * G;

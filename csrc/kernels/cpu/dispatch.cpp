@@ -113,12 +113,28 @@ bool is_zen() {
 #endif
 }
 
+bool is_intel() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  static const bool intel = __builtin_cpu_is("intel");
+  return intel;
+#else
+  return false;
+#endif
+}
+
 // Zen's L3 gives a core 30 bytes a cycle; elsewhere it is shared by many more cores, and far. The
 // system may count the L3 of all complexes together: one has 16 to 32 MB. Small tiles read faster
 // than it gives, and beside busy neighbours much of it is theirs.
 void set_distances(Facts& facts) {
   facts.l2_bytes = facts.near_bytes = l2_bytes();
   facts.fused_bytes = facts.l2_bytes * 3 / 4;
+  facts.distant = facts.small_tiles || is_intel();
+  if (active_isa() == Isa::kEmulated512) {  // tests alone run it: both sides of the bound
+    facts.distant = true;
+    facts.near_bytes = 64 << 10;
+    return;
+  }
   if (!is_zen()) return;
   facts.near_bytes = facts.small_tiles ? 3 << 20 : 16 << 20;
   facts.fused_bytes = facts.small_tiles ? 2 << 20 : 8 << 20;

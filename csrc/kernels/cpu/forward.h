@@ -47,7 +47,8 @@ class Forward {
     projection_.carve(carver);
     marks_.carve(carver);
     matrix_.carve(carver, chunk_rows_);
-    const int64_t part_rows = (projection_.on() || kSmallTiles) && !plan.dot ? q_.B : 0;
+    const int64_t part_rows =
+        (projection_.on() || goes_by_blocks(0, panels_)) && !plan.dot ? q_.B : 0;
     for (int32_t i = 0; i < plan.threads && i < kMaxParts; ++i) {
       E* part = carver.take<E>(part_rows * G);
       parts_[i] = part;
@@ -433,8 +434,8 @@ class Forward {
     }
   };
 
-  // One block of k for one tile of rows, where tiles are small: all rows pass by before the next
-  // block, and their sums wait in memory.
+  // One block of k for one tile of rows, where tiles are small or weights far: all rows pass by
+  // before the next block, and their sums wait in memory.
   struct BlockTile {
     const Context& at;
     int64_t x_rows, k0, k1;
@@ -682,6 +683,15 @@ class Forward {
     at.c_out = training ? side.reserve.cells_at(steps_, t, p) : side.c + p * q_.B * W;
   }
 
+  // Whether the weights of panels [p0, p1) have to be fetched ahead; whether all rows pass by a
+  // block of them before the next.
+  bool is_far(int64_t p0, int64_t p1) const {
+    return (p1 - p0) * K_ * G * static_cast<int64_t>(sizeof(E)) > plan_.near_bytes;
+  }
+  bool goes_by_blocks(int64_t p0, int64_t p1) const {
+    return kSmallTiles || (plan_.distant && is_far(p0, p1));
+  }
+
   void recur(int32_t d, const Work& work, Barrier* barrier, int32_t parties, int64_t index) {
     if constexpr (kMatrix) {
       if (plan_.matrix) return recur_matrix(d, work, barrier, parties);
@@ -689,7 +699,7 @@ class Forward {
     const int64_t b0 = work.b0, b1 = work.b1, p0 = work.p0, p1 = work.p1;
     const int64_t chunk = chunk_begin(d, work.first, work.last);
     const int64_t k_blocks = ceil_div(K_, plan_.k_block);
-    const bool prefetch = (p1 - p0) * K_ * G * static_cast<int64_t>(sizeof(E)) > plan_.near_bytes;
+    const bool prefetch = is_far(p0, p1), by_blocks = goes_by_blocks(p0, p1);
     for (int64_t s = work.first; s < work.last; ++s) {
       Segment segments[2];
       int count = segments_of(d, s, b0, b1, segments);
@@ -711,7 +721,7 @@ class Forward {
           const int64_t rows = segments[j].end - segments[j].begin;
           const E* next =
               prefetch && i + 1 < p1 ? at.weights + (backwards ? -K_ * G : K_ * G) : nullptr;
-          if constexpr (kSmallTiles) {
+          if (by_blocks) {
             panel_by_blocks(at, k_blocks, next, parts_[work.task]);
           } else {
             for_tiles<4>(rows, GateTile{at, segments[j].begin, K_, x_rows_, k_blocks, q_.I, q_.P,

@@ -114,6 +114,7 @@ bool multiplies_as_they_lie(const Problem& problem, int64_t weight_bytes, const 
 Plan plan_forward(const Problem& problem, bool training, int32_t threads, const Facts& facts) {
   Plan plan;
   plan.near_bytes = facts.near_bytes;
+  plan.distant = facts.distant;
   const int64_t rows = total_rows(problem);
   const int64_t gate_bytes = problem.D * rows * 4 * problem.H * facts.storage_bytes;
   plan.stream_gates = training && !problem.recompute && problem.marks == nullptr &&
@@ -167,6 +168,7 @@ Plan plan_backward(const Problem& problem, int32_t threads, const Facts& facts) 
   if (plan.dot) plan.chunk_steps = problem.T;
   if (facts.small_tiles) plan.k_block = problem.H < 256 ? 64 : 96;  // of 4H products
   plan.near_bytes = facts.near_bytes;
+  plan.distant = facts.distant;
   const int64_t weights = (projects(problem) ? 5 : 4) * problem.H * problem.P;
   plan_threads(problem, problem.B * weights, weights * facts.compute_bytes, threads, facts, plan);
   return plan;

@@ -23,6 +23,9 @@ struct Facts {
   // Weights up to this size come as fast as they are used, without being asked for ahead: the L2,
   // and on processors whose L3 is close (Zen: 30 bytes a cycle) the L3 too.
   int64_t near_bytes = 1 << 20;
+  // What lies farther comes late unless asked for, and a block of it at a time should serve all
+  // rows: small tiles read faster than any L3 gives, and Intel's L3 is far.
+  bool distant = false;
   // W_ih and W_hh together up to this size are read in every step; W_ih alone is worth a product
   // over many steps only beyond.
   int64_t fused_bytes = 768 << 10;
@@ -49,6 +52,7 @@ struct Plan {
       0;                   // steps between which x is projected or converted; backward: dgates kept
   int64_t k_block = 48;    // products summed before they join the other blocks' sum
   int64_t near_bytes = 0;  // weights larger than this come from far away: prefetch them
+  bool distant = false;    // and use them block by block; backward: prefetch at all
   ByteProduct byte_product;   // for frozen 8-bit weights, where a row of x or h allows
   bool stream_gates = false;  // forward: what backward needs of the gates goes past the caches
 };
