@@ -105,7 +105,7 @@ int main(int argc, char** argv) {
       const reference::Backward back = reference::backward(data.problem, data.incoming, kMixed);
       for (int64_t isa : suite.isas()) {
         c.isa = isa;
-        if (runs_of(isa, k) == 0) continue;
+        if (runs_of(isa, k / 2) == 0) continue;
         draw_run(random, c);
         const bool scales = dtype == 2 && data.problem.h_factors != nullptr;
         check(suite, c, data, scales ? forward_for(c, data) : want, back);

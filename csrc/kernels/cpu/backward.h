@@ -616,12 +616,19 @@ class Backward {
     };
     if (!marks.on() || marks.ordinary(d, s, b0, b1)) return run(b0, b1, nullptr);
     const E* c = marks_.cells_before(d, s, p, b0, b1, cells_before(d, s, p), sides_[d].c0 + panel);
+    // Before the others: of two rows that share words the first clears what the second may add to.
+    for (int64_t b = b0; plan_.matrix && b < b1; ++b) {
+      const Vec<E> zero = Vec<E>::set1(0);
+      if (!marks.ended(d, s, b)) continue;
+      store_dgates(d, p, time_of(d, s) - chunk, b, Gates<Vec<E>>{zero, zero, zero, zero}, nullptr);
+    }
     for (int64_t begin = b0, end; begin < b1; begin = end) {  // rows side by side that all run
       for (end = begin; end < b1 && !marks.ended(d, s, end);) ++end;
       if (begin < end) run(begin, end, c);
       while (end < b1 && marks.ended(d, s, end)) ++end;
     }
-    marks_.clear(d, s, b0, b1, dc, dz_at(d, chunk, time_of(d, s)) + p * panel_stride_);
+    marks_.clear(d, s, b0, b1, dc,
+                 plan_.matrix ? nullptr : dz_at(d, chunk, time_of(d, s)) + p * panel_stride_);
   }
   FL_INLINE void store_dgates(int32_t d, int64_t p, int64_t step, int64_t b,
                               const Gates<Vec<E>>& grad, E* dz) const {
@@ -759,13 +766,18 @@ class Backward {
     const Sequence<const S> x(static_cast<const S*>(q_.x), q_.x_t, q_.x_b, steps_);
     const int64_t begin = chunk_begin(d, first, last), step_rows = matrix_.step_rows();
     const int64_t tiles = ceil_div((last - first) * step_rows, kTileK);
-    const auto source = [&](int part, int64_t row) -> const S* {
-      const int64_t t = begin + row / step_rows, b = row % step_rows;
-      if (row / step_rows >= last - first || b >= steps_.rows(t)) return nullptr;
-      return part == 0 ? x.step(steps_, t) + b * x.stride_b : h_before(d, t, b);
-    };
     const int64_t packers = min64(plan_.threads, tiles);
     run_tasks(parallel, packers, [&](int64_t i) {
+      const auto source = [&](int part, int64_t row) -> const S* {
+        const int64_t t = begin + row / step_rows, b = row % step_rows;
+        if (row / step_rows >= last - first || b >= steps_.rows(t)) return nullptr;
+        if (part == 0) return x_row(x, t, b);
+        const S* h = h_before(d, t, b);
+        if (h == nullptr || q_.h_factors == nullptr) return h;
+        S* scaled = matrix_.scaled_row(i, row % kTileK);
+        scale_row<E>(h, h_factors_of<S>(q_, d, b), q_.P, scaled);
+        return scaled;
+      };
       for (int64_t k = split(tiles, i, packers); k < split(tiles, i + 1, packers); ++k) {
         matrix_.pack_features(d, k, source);
       }

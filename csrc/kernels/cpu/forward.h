@@ -683,6 +683,19 @@ class Forward {
     at.c_out = training ? side.reserve.cells_at(steps_, t, p) : side.c + p * q_.B * W;
   }
 
+  // What marks.h does once a step's cells are done.
+  void leave_step(int32_t d, int64_t s, const Work& work) {
+    const int64_t t = time_of(d, s);
+    const bool training = out_.reserve != nullptr;
+    const Sequence<S> y = y_sequence(d);
+    E* c = training ? sides_[d].reserve.cells_at(steps_, t, 0) : sides_[d].c;
+    S* gates = keeps_gates() ? sides_[d].reserve.gates_at(steps_, t, 0) : nullptr;
+    const S* before = s > 0 ? y.step(steps_, time_of(d, s - 1)) : nullptr;
+    A* h_copy = kConverts ? sides_[d].h + (s & 1) * q_.B * q_.P : nullptr;
+    marks_.leave(d, s, work.b0, work.b1, work.p0, work.p1, y.step(steps_, t), before, y.stride_b,
+                 h_copy, c, gates);
+  }
+
   // Whether the weights of panels [p0, p1) have to be fetched ahead; whether all rows pass by a
   // block of them before the next.
   bool is_far(int64_t p0, int64_t p1) const {
@@ -694,7 +707,7 @@ class Forward {
 
   void recur(int32_t d, const Work& work, Barrier* barrier, int32_t parties, int64_t index) {
     if constexpr (kMatrix) {
-      if (plan_.matrix) return recur_matrix(d, work, barrier, parties);
+      if (plan_.matrix) return recur_matrix(d, work, barrier, parties, index);
     }
     const int64_t b0 = work.b0, b1 = work.b1, p0 = work.p0, p1 = work.p1;
     const int64_t chunk = chunk_begin(d, work.first, work.last);
@@ -735,16 +748,7 @@ class Forward {
         project_h(d, s, b0, b1, split(columns, index, parties), split(columns, index + 1, parties),
                   parts_[work.task]);
       }
-      if (marks_.on()) {
-        const int64_t t = time_of(d, s);
-        const bool training = out_.reserve != nullptr;
-        const Sequence<S> y = y_sequence(d);
-        E* c = training ? sides_[d].reserve.cells_at(steps_, t, 0) : sides_[d].c;
-        S* gates = keeps_gates() ? sides_[d].reserve.gates_at(steps_, t, 0) : nullptr;
-        const S* before = s > 0 ? y.step(steps_, time_of(d, s - 1)) : nullptr;
-        A* h_copy = kConverts ? sides_[d].h + (s & 1) * q_.B * q_.P : nullptr;
-        marks_.leave(d, s, b0, b1, p0, p1, y.step(steps_, t), before, y.stride_b, h_copy, c, gates);
-      }
+      if (marks_.on()) leave_step(d, s, work);
       if (barrier) barrier->wait(parties);
     }
     if (streams_) finish_streams();
@@ -803,35 +807,59 @@ class Forward {
     }
   }
 
-  void recur_matrix(int32_t d, const Work& work, Barrier* barrier, int32_t parties) {
+  void recur_matrix(int32_t d, const Work& work, Barrier* barrier, int32_t parties, int64_t index) {
     const int64_t chunk = chunk_begin(d, work.first, work.last);
     const Sequence<const S> x = x_sequence();
     MatrixUnit unit;
     for (int64_t s = work.first; s < work.last; ++s) {
       const int64_t t = time_of(d, s), end = min64(work.b1, steps_.rows(t));
       Segment segments[2];
-      const int count = segments_of(d, s, work.b0, work.b1, segments);
+      int count = segments_of(d, s, work.b0, work.b1, segments);
+      bool changed = false;  // h, against what the step before left
+      if (marks_.on() && count > 0) {
+        const A* left = segments[0].h;
+        count = marks_.enter(d, s, work.p0, work.p1, index, initial_h(d), segments[0]);
+        changed = count > 0 && segments[0].h != left;
+        for (int64_t b = segments[0].begin; changed && b < segments[0].end; ++b) {
+          matrix_.copy_step_h(d, work.task, segments[0].h + b * segments[0].h_row, b);
+        }
+      }
       for (int64_t b = work.b0; plan_.fused && b < end; ++b) {
         matrix_.copy_step_row(d, work.task, x.step(steps_, t) + b * x.stride_b, b);
       }
       Context at = context_of(d, s, chunk);
       at.h_block = matrix_.h_block();
       const bool backwards = s & 1;  // zigzag: what the last step left in cache is used first
-      for (int64_t i = work.p0; i < work.p1; ++i) {
+      for (int64_t i = work.p0; count > 0 && i < work.p1; ++i) {
         const int64_t p = backwards ? work.p1 - 1 - (i - work.p0) : i;
         set_panel(at, d, s, chunk, p);
         at.h_tiles = matrix_.h_at(d, s, p);
         for (int64_t b = work.b0; b < end; b += 2 * kTileRows) {
           alignas(64) E sums[2 * kTileRows * G];
           const int64_t last = min64(end, b + 2 * kTileRows);
-          matrix_.step_product(unit, d, work.task, s, p, b, last - b > kTileRows ? 2 : 1, sums);
+          matrix_.step_product(unit, d, work.task, s, p, b, last - b > kTileRows ? 2 : 1, changed,
+                               sums);
           for (int j = 0; j < count; ++j) {
             at.c_in = segments[j].c + p * segments[j].c_panel;
             finish_matrix(at, sums, b, max64(b, segments[j].begin), min64(last, segments[j].end));
           }
         }
       }
+      if (marks_.on()) {
+        leave_step(d, s, work);
+        if (q_.zoneout.on()) put_h(d, s, work);
+      }
       if (parties > 1) barrier->wait(parties);
+    }
+  }
+  // h of processing step s, where it has changed since its cells were computed.
+  void put_h(int32_t d, int64_t s, const Work& work) const {
+    const Sequence<S> y = y_sequence(d);
+    const S* step = y.step(steps_, time_of(d, s));
+    for (int64_t p = work.p0; p < work.p1; ++p) {
+      for (int64_t b = work.b0; b < work.b1; ++b) {
+        matrix_.put_h(d, s, p, b, step + b * y.stride_b + p * W);
+      }
     }
   }
   // Cells of rows [begin, end) whose products are sums, row b first.

@@ -50,6 +50,17 @@ const S* h_factors_of(const Problem& q, int32_t d, int64_t b) {
   return q.h_factors ? static_cast<const S*>(q.h_factors) + (d * q.B + b) * q.P : nullptr;
 }
 
+// n elements of h times their factors, rounded as products take them.
+template <class E, class A, class S>
+void scale_row(const A* h, const S* factors, int64_t n, A* out) {
+  constexpr int W = Vec<E>::kWidth;
+  for (int64_t k = 0; k < n; k += W) {
+    const int count = static_cast<int>(min64(W, n - k));
+    store_as(load_as(Tag<E>{}, h + k, count) * load_as(Tag<E>{}, factors + k, count), out + k,
+             count);
+  }
+}
+
 // The shares of h and c that W units of one row keep.
 template <class E>
 struct Kept {
@@ -128,7 +139,9 @@ class ForwardMarks {
                : h0                        ? h0 + b * q_.P
                                            : nullptr,
                h + b * q_.P);
-        if (q_.h_factors) scale_h(h_factors_of<S>(q_, d, b), h + b * q_.P);
+        if (q_.h_factors) {
+          scale_row<E>(h + b * q_.P, h_factors_of<S>(q_, d, b), q_.P, h + b * q_.P);
+        }
       }
       for (int64_t p = p0; p < p1; ++p) {
         Vec<E> c = Vec<E>::set1(0);
@@ -229,14 +242,6 @@ class ForwardMarks {
       Kept<E>::mix(kept.c, Vec<E>::load(c_[d] + row), Vec<E>::load(c + row)).store(c + row);
     }
   }
-  void scale_h(const S* factors, A* h) const {
-    for (int64_t k = 0; k < q_.P; k += W) {
-      const int count = static_cast<int>(min64(W, q_.P - k));
-      const Vec<E> scaled = load_as(Tag<E>{}, h + k, count) * load_as(Tag<E>{}, factors + k, count);
-      store_as(scaled, h + k, count);
-    }
-  }
-
   void copy_h(const A* from, A* to) const {
     const size_t bytes = static_cast<size_t>(q_.P) * sizeof(A);
     if (from) {
@@ -357,12 +362,12 @@ class BackwardMarks {
   }
 
   // After the cells of step s: no gradient of c goes on across a reset, dc [B][W]; a row without
-  // the step has no gates, dz [B][4W].
+  // the step has no gates, dz [B][4W] or, where they are elsewhere, null.
   void clear(int32_t d, int64_t s, int64_t b0, int64_t b1, E* dc, E* dz) const {
     for (int64_t b = b0; b < b1; ++b) {
       const Marks::From from = marks_.from(d, s, b);
       if (from == Marks::From::kZeros) Vec<E>::set1(0).store(dc + b * W);
-      for (int k = 0; from == Marks::From::kNoStep && k < 4; ++k) {
+      for (int k = 0; dz && from == Marks::From::kNoStep && k < 4; ++k) {
         Vec<E>::set1(0).store(dz + b * G + k * W);
       }
     }

@@ -230,6 +230,12 @@ inline void copy_row(const BFloat16* src, int64_t n, int64_t row, int64_t k_bloc
   std::memcpy(dst, src, static_cast<size_t>(n) * sizeof(BFloat16));
 }
 
+// The same of zeros.
+inline void zero_row(int64_t n, int64_t row, int64_t k_blocks, BFloat16* tiles) {
+  BFloat16* dst = tiles + row_in_tiles(row, k_blocks * kTileSize);
+  for (; n > 0; n -= kTileK, dst += kTileSize) std::memset(dst, 0, 64);
+}
+
 // w [4H, n], panel p -> the k blocks of n features, all four gates of 16 units.
 inline void pack_matrix_panel(const BFloat16* w, int64_t H, int64_t n, int64_t p, BFloat16* panel) {
   const int64_t units = min64(16, H - p * 16);

@@ -38,6 +38,11 @@ class MatrixBackward<BFloat16> {
       side.columns = carver.take<BFloat16>(features(d) > 0 ? panels_ * b_panel() : 0);
       side.z = carver.take<BFloat16>(features(d) * row_tiles_ * kTileK);
     }
+    scaled_ = carver.take<BFloat16>(q_.h_factors ? plan_.threads * kTileK * q_.P : 0);
+  }
+  // Room of a task for one of 32 rows of h, multiplied by its factors.
+  BFloat16* scaled_row(int64_t task, int64_t row) const {
+    return scaled_ + (task * kTileK + row) * q_.P;
   }
   // What products read and nobody writes is zero.
   void start(int32_t d) const {
@@ -197,5 +202,6 @@ class MatrixBackward<BFloat16> {
   const Plan& plan_;
   const int64_t panels_, step_blocks_, row_tiles_;
   Side sides_[2];
+  BFloat16* scaled_ = nullptr;
 };
 #endif

@@ -33,6 +33,10 @@ class MatrixForward<BFloat16> {
     for (int32_t i = 0; plan_.fused && i < steps; ++i) {
       x_steps_[i] = carver.take<BFloat16>(row_blocks_ * x_blocks_ * kTileSize);
     }
+    const bool changes_h = q_.marks != nullptr || q_.h_factors != nullptr;
+    for (int32_t i = 0; changes_h && i < steps; ++i) {
+      h_steps_[i] = carver.take<BFloat16>(row_blocks_ * h_blocks_ * kTileSize);
+    }
   }
 
   // Packs panel p of direction d.
@@ -60,13 +64,23 @@ class MatrixForward<BFloat16> {
   void copy_step_row(int32_t d, int64_t task, const BFloat16* x, int64_t b) const {
     copy_row(x, q_.I, b, x_blocks_, x_step(d, task));
   }
+  // A row of h where a step takes another than the step before left (marks.h).
+  void copy_step_h(int32_t d, int64_t task, const BFloat16* h, int64_t b) const {
+    copy_row(h, q_.H, b, h_blocks_, h_step(d, task));
+  }
+  // Units of panel p of a row of h, after processing step s.
+  void put_h(int32_t d, int64_t s, int64_t p, int64_t b, const BFloat16* h) const {
+    std::memcpy(h_at(d, s, p) + row_in_tiles(b, h_block()), h,
+                static_cast<size_t>(min64(16, q_.H - p * 16)) * sizeof(*h));
+  }
   void copy_chunk_row(int32_t d, const BFloat16* x, int64_t row) const {
     copy_row(x, q_.I, row, x_blocks_, sides_[d].x);
   }
 
   // sums [up to 32 rows][4 * 16]: rows from b on (a multiple of 16) of processing step s, panel p.
+  // `changed`: of h as copy_step_h() left it.
   void step_product(MatrixUnit& unit, int32_t d, int64_t task, int64_t s, int64_t p, int64_t b,
-                    int blocks, float* sums) const {
+                    int blocks, bool changed, float* sums) const {
     const Side& side = sides_[d];
     const BFloat16* panel = side.weights + p * panel_size();
     const int64_t x_row = x_blocks_ * kTileSize, h_row = h_blocks_ * kTileSize;
@@ -76,7 +90,8 @@ class MatrixForward<BFloat16> {
       operands[count++] = {x_step(d, task) + b / kTileRows * x_row, x_row, panel, x_blocks_};
       panel += input_size();
     }
-    operands[count++] = {side.h[(s + 1) & 1] + b / kTileRows * h_row, h_row, panel, h_blocks_};
+    const BFloat16* h = changed ? h_step(d, task) : side.h[(s + 1) & 1];
+    operands[count++] = {h + b / kTileRows * h_row, h_row, panel, h_blocks_};
     matrix_product<1, 1>(unit, operands, count, blocks, kGroups, sums, kGroups * 16);
   }
   // The same for rows of the chunk, x W_ih^T.
@@ -104,6 +119,9 @@ class MatrixForward<BFloat16> {
   BFloat16* x_step(int32_t d, int64_t task) const {
     return x_steps_[plan_.split == Split::kRows ? d : task];
   }
+  BFloat16* h_step(int32_t d, int64_t task) const {
+    return h_steps_[plan_.split == Split::kRows ? d : task];
+  }
   int64_t input_size() const { return x_blocks_ * kGroups * kTileSize; }
   int64_t panel_size() const {
     return ((plan_.fused ? x_blocks_ : 0) + h_blocks_) * kGroups * kTileSize;
@@ -114,5 +132,6 @@ class MatrixForward<BFloat16> {
   const int64_t panels_, x_blocks_, h_blocks_, row_blocks_;
   Side sides_[2];
   BFloat16* x_steps_[256] = {};  // when x is fused: rows of the running step
+  BFloat16* h_steps_[256] = {};  // where h may change between steps: rows that the step takes
 };
 #endif

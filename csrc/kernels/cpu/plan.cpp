@@ -26,13 +26,9 @@ constexpr int64_t kLeastBlockRows = 24;
 constexpr int64_t kTileRows = 16;
 constexpr int64_t kMatrixRows = 2, kMatrixBackwardRows = 8;
 
-// Rows that are reset or have ended move between steps, zoneout and factors change h there, cells
-// are copied, and a projection stands between two: none of it is there for tiles yet, nor are gates
-// computed again by them.
+// A projection stands between two steps: there are no tiles for it yet.
 bool suits_matrix(const Problem& problem) {
-  return problem.B >= kMatrixRows && !projects(problem) && problem.marks == nullptr &&
-         !problem.cells && !problem.zoneout.on() && problem.h_factors == nullptr &&
-         !problem.recompute;
+  return problem.B >= kMatrixRows && !projects(problem);
 }
 
 void plan_threads(const Problem& problem, int64_t step_work, int64_t weight_bytes, int32_t threads,
