@@ -157,6 +157,21 @@ MUTANTS = [
         "emulated512",
     ),
     Mutant(
+        "random: a vector's units one lane on",
+        "cpu/keep_rows.h",
+        "first + Words::set1(static_cast<uint32_t>(u / 4))",
+        "first + Words::set1(static_cast<uint32_t>(u / 4 + 1))",
+        "test_random",
+    ),
+    Mutant(
+        "random: odd lanes take even ones' products",
+        "cpu/keep_rows.h",
+        "const __m256i odd = _mm256_mul_epu32(_mm256_srli_epi64(a.v, 32), m.v);",
+        "const __m256i odd = even;",
+        "test_random",
+        "avx2",
+    ),
+    Mutant(
         "far weights: sums of too few rows",
         "cpu/forward.h",
         "(projection_.on() || goes_by_blocks(0, panels_)) && !plan.dot ? q_.B : 0;",
@@ -488,8 +503,8 @@ MUTANTS += [
     Mutant(
         "zoneout: bits of h for c",
         "cpu/marks.h",
-        "keep[j] & kKeepC ? 1 : 0",
-        "keep[j] & kKeepH ? 1 : 0",
+        "ones_where(Tag<E>{}, keep, kKeepC)",
+        "ones_where(Tag<E>{}, keep, kKeepH)",
         "test_marks",
     ),
     Mutant(
@@ -554,6 +569,7 @@ MUTANTS += [
         "philox({{quad, b, t, bits.stream}}",
         "philox({{quad, 0 * b, t, bits.stream}}",
         "test_random",
+        "portable",
     ),
     Mutant(
         "tiles: beyond the last feature lies what was there before",

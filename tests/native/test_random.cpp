@@ -58,6 +58,15 @@ void check_bits(Suite& suite, int64_t T, int64_t B, int64_t U) {
   const Drawn one = draw(bits, kSerial, 1);
   suite.expect(one.status == Status::kOk, "the status");
   const int64_t count = T * B * U;
+  bool defined = true;  // as random.h has it, whatever draws them
+  for (int64_t k = 0; k < count; ++k) {
+    uint8_t quad[4];
+    const int64_t u = k % U;
+    fused_lstm::keep_quad(bits, static_cast<uint32_t>(k / (B * U)),
+                          static_cast<uint32_t>(k / U % B), static_cast<uint32_t>(u / 4), quad);
+    defined = defined && one.keep[static_cast<size_t>(k)] == quad[u % 4];
+  }
+  suite.expect(defined, "bits are not those of their place");
   suite.expect(one.keep[static_cast<size_t>(count)] == 0x5a, "a byte behind the last was written");
   for (const int64_t threads : {2, 3, 5}) {
     suite.expect(draw(bits, kPool, threads).keep == one.keep, "bits depend on threads");
@@ -111,10 +120,14 @@ void check_bits(Suite& suite, int64_t T, int64_t B, int64_t U) {
 int main(int argc, char** argv) {
   Suite suite(argc, argv, "test_random");
   check_known_answers(suite);
-  check_bits(suite, 1, 1, 1);
-  check_bits(suite, 3, 5, 7);
-  check_bits(suite, 20, 9, 130);
-  check_bits(suite, 2, 1, 1001);
+  for (const int64_t isa : suite.isas()) {
+    fused_lstm::cpu::set_isa(static_cast<fused_lstm::Isa>(isa));
+    check_bits(suite, 1, 1, 1);
+    check_bits(suite, 3, 5, 7);
+    check_bits(suite, 20, 9, 130);
+    check_bits(suite, 2, 1, 1001);
+    check_bits(suite, 2, 3, 64);
+  }
   suite.begin("refusals");
   KeepBits bits;
   suite.expect(fused_lstm::cpu::keep_bits(bits, make_parallel(kSerial, 1)) == Status::kBadArgument,

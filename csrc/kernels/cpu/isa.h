@@ -37,6 +37,7 @@ struct Tag {};
 #include "recurrence_forward.h"
 #include "recurrence_backward.h"
 #include "frozen_forward.h"
+#include "keep_rows.h"
 #endif
 // clang-format on
 
@@ -114,7 +115,7 @@ inline void run_backward(const Problem& problem, const Gradients& gradients, con
 }
 
 #if defined(FUSED_LSTM_ONLY_BFLOAT16)
-constexpr auto frozen_workspace = nullptr, run_frozen = nullptr;
+constexpr auto frozen_workspace = nullptr, run_frozen = nullptr, kKeepRow = nullptr;
 #endif
 
 #if !defined(FUSED_LSTM_ONLY_BFLOAT16)
@@ -159,7 +160,7 @@ constexpr RecurrenceKernels kRecurrence = {};  // never asked for: it knows no b
 
 constexpr Kernels kKernels = {
     facts,        reserve_size,     forward_workspace, run_forward, backward_workspace,
-    run_backward, frozen_workspace, run_frozen,        kRecurrence};
+    run_backward, frozen_workspace, run_frozen,        kRecurrence, kKeepRow};
 
 }  // namespace FUSED_LSTM_ISA_NAMESPACE
 }  // namespace cpu

@@ -32,6 +32,8 @@ struct Kernels {
   void (*frozen)(const Problem&, const Frozen&, const Outputs&, const Plan&, void* workspace,
                  const Parallel&);
   RecurrenceKernels recurrence;
+  // Zoneout's bits of row b at step t; null where bits are drawn unit by unit.
+  void (*keep_row)(const KeepBits&, uint32_t t, uint32_t b, uint8_t* keep);
 };
 
 // Those in use now for a dtype.

@@ -78,10 +78,7 @@ struct Kept {
       std::memcpy(some, keep, static_cast<size_t>(q.H - p * W));
       keep = some;
     }
-    alignas(64) E h[W], c[W];
-    for (int j = 0; j < W; ++j) h[j] = static_cast<E>(keep[j] & kKeepH ? 1 : 0);
-    for (int j = 0; j < W; ++j) c[j] = static_cast<E>(keep[j] & kKeepC ? 1 : 0);
-    return {Vec<E>::load(h), Vec<E>::load(c)};
+    return {ones_where(Tag<E>{}, keep, kKeepH), ones_where(Tag<E>{}, keep, kKeepC)};
   }
   static Vec<E> mix(Vec<E> share, Vec<E> before, Vec<E> now) {
     return fma(share, before, (Vec<E>::set1(1) - share) * now);

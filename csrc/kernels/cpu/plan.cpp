@@ -27,9 +27,7 @@ constexpr int64_t kTileRows = 16;
 constexpr int64_t kMatrixRows = 2, kMatrixBackwardRows = 8;
 
 // A projection stands between two steps: there are no tiles for it yet.
-bool suits_matrix(const Problem& problem) {
-  return problem.B >= kMatrixRows && !projects(problem);
-}
+bool suits_matrix(const Problem& problem) { return problem.B >= kMatrixRows && !projects(problem); }
 
 void plan_threads(const Problem& problem, int64_t step_work, int64_t weight_bytes, int32_t threads,
                   const Facts& facts, Plan& plan) {

@@ -211,8 +211,7 @@ class Recompute {
       const int64_t count = min64(2 * kTileRows, rows - row);
       tiles_.product(unit, d, p, row, count > kTileRows ? 2 : 1, sums);
       for (int64_t r = 0; r < count; ++r) {
-        store_gates(sums + r * G, side.bias + p * G,
-                    side.gates + (p * chunk_rows_ + row + r) * G);
+        store_gates(sums + r * G, side.bias + p * G, side.gates + (p * chunk_rows_ + row + r) * G);
       }
     }
   }
