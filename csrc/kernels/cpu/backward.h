@@ -15,6 +15,7 @@ struct DgatesProduct {
   E* sums;
   int64_t step;  // panels at a time
   bool far;      // whether the panels to come are fetched ahead
+  int64_t H;     // units of all panels
 };
 template <int NV, class E>
 struct DgatesTile {
@@ -29,8 +30,16 @@ struct DgatesTile {
     E* rows = product.sums + first * kWidth;
     tile.zero();
     for (int64_t p = p0; p < p1; ++p) {
-      tile.accumulate(product.a + p * product.a_panel + first * G, G, 1, product.w + p * G * kWidth,
-                      kWidth, G);
+      const E* a = product.a + p * product.a_panel + first * G;
+      const E* w = product.w + p * G * kWidth;
+      const int64_t units = product.H - p * Vec<E>::kWidth;
+      if (2 * units > Vec<E>::kWidth) {
+        tile.accumulate(a, G, 1, w, kWidth, G);
+      } else {  // most is padding
+        for (int gate = 0; gate < 4; ++gate, a += Vec<E>::kWidth, w += Vec<E>::kWidth * kWidth) {
+          tile.accumulate(a, G, 1, w, kWidth, units);
+        }
+      }
     }
     if (p0 > 0) tile.add(rows, kWidth);
     tile.store(rows, kWidth);
@@ -165,6 +174,8 @@ class Backward {
   // With a projection nn.LSTM's peer is torch's plain path, whose sums over steps are more accurate
   // than oneDNN's: shorter chains for db and dW.
   static constexpr int64_t kShortSum = 16;
+  static constexpr int64_t kBlockRows = kSmallTiles ? 48 : 64;  // whose products are one sum
+  static constexpr int64_t kMostBlockRows = 2 * kBlockRows;
   static constexpr int64_t kFarBytes = 512 << 10;  // z that an L2 does not hold
 
   using Columns = ColumnBlocks<E>;
@@ -320,7 +331,8 @@ class Backward {
                               packed + v0 * W * panels_ * G,
                               sums,
                               max64(1, plan_.k_block / G),
-                              far};
+                              far,
+                              q_.H};
     switch (nv) {
       case 1:
         return multiply_dgates<1>(it, rows);
@@ -756,7 +768,10 @@ class Backward {
         for (int64_t p = split(panels_, i, n); p < split(panels_, i + 1, n); ++p) {
           E* panel = side.dw + (one_chunk() ? i : p) * side.features * G;
           accumulate_panel(d, p, rows, last == q_.T, panel);
-          if (first == 0) write_weight_gradients(side, p, panel);
+          if (first > 0) continue;
+          const int64_t vectors = Narrow<E>::vectors(q_.H, p);
+          if (vectors < 4) Narrow<E>::spread(panel, side.features, vectors);
+          write_weight_gradients(side, p, panel);
         }
       });
     }
@@ -804,27 +819,51 @@ class Backward {
     }
   }
   void accumulate_panel(int32_t d, int64_t p, int64_t rows, bool fresh, E* panel) const {
+    if constexpr (W >= 16) {
+      switch (Narrow<E>::vectors(q_.H, p)) {
+        case 1:
+          return accumulate_panel<1>(d, p, rows, fresh, panel);
+        case 2:
+          return accumulate_panel<2>(d, p, rows, fresh, panel);
+        case 3:
+          return accumulate_panel<3>(d, p, rows, fresh, panel);
+      }
+    }
+    accumulate_panel<4>(d, p, rows, fresh, panel);
+  }
+  // By rows of NV vectors: a narrow panel's dgates are brought together first, its gradient stays
+  // so until it is written.
+  template <int NV>
+  void accumulate_panel(int32_t d, int64_t p, int64_t rows, bool fresh, E* panel) const {
+    constexpr int kWidth = NV * W;
     const Side& side = sides_[d];
-    const int64_t block = projection_.on() ? 2 * kShortSum : kSmallTiles ? 48 : 64;
+    const int64_t block = projection_.on() ? 2 * kShortSum : kBlockRows;
     const int64_t blocks = projection_.on() ? ceil_div(rows, block) : max64(1, rows / block);
     // Tiles of z lie apart, so that nothing but us knows which is next.
     const bool far = plan_.distant && side.features * chunk_rows_ * int64_t{sizeof(E)} > kFarBytes;
     for (int64_t k = 0; k < blocks; ++k) {
       const int64_t r0 = split(rows, k, blocks), r1 = split(rows, k + 1, blocks);
       const E* dz = side.dz + p * panel_stride_ + r0 * G;
+      alignas(64) E narrow[NV < 4 ? kMostBlockRows * kWidth : 1];
+      if constexpr (NV < 4) {
+        for (int64_t r = 0; r < r1 - r0; ++r) {
+          Narrow<E>::squeeze_row(dz + r * G, NV, narrow + r * kWidth);
+        }
+        dz = narrow;
+      }
       for (int64_t f = 0; f < side.features; f += kTile) {
         const E* z = side.z + f / kTile * tile_stride_ + r0 * kTile;
         if (far && f + kTile < side.features) {
           Prefetch(z + tile_stride_, (r1 - r0) * kTile * int64_t{sizeof(E)}, 1).template run<1>(0);
         }
-        Tile<E, kTile, 4> tile;
+        Tile<E, kTile, NV> tile;
         tile.zero();
-        tile.accumulate(z, 1, kTile, dz, G, r1 - r0);
-        E* out = panel + f * G;
+        tile.accumulate(z, 1, kTile, dz, kWidth, r1 - r0);
+        E* out = panel + f * kWidth;
         if (fresh && k == 0) {
-          tile.store(out, G);
+          tile.store(out, kWidth);
         } else {
-          tile.add_to(out, G);
+          tile.add_to(out, kWidth);
         }
       }
     }

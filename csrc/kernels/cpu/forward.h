@@ -208,7 +208,10 @@ class Forward {
         const S* w_hh = static_cast<const S*>(q_.weights[d].w_hh);
         pack_gate_panel(w_ih, q_.H, q_.I, p, plan_.fused ? K_ : panel_rows<S, E>(q_.I), 0,
                         plan_.fused ? sides_[d].weights : sides_[d].w_x);
-        if (!plan_.dot) pack_gate_panel(w_hh, q_.H, q_.P, p, K_, x_rows_, sides_[d].weights);
+        if (plan_.dot) continue;
+        pack_gate_panel(w_hh, q_.H, q_.P, p, K_, x_rows_, sides_[d].weights);
+        const int64_t vectors = Narrow<E>::vectors(q_.H, p);
+        if (vectors < 4) Narrow<E>::squeeze(sides_[d].weights + p * K_ * G, K_, vectors);
       }
     });
   }
@@ -394,17 +397,18 @@ class Forward {
   }
 
   // tile = [x, h] of its rows times rows k0 .. k1 of the panel, of which x_rows are W_ih's.
-  template <class T>
+  template <int NV = 4, class T>
   static FL_INLINE void multiply_block(const Context& at, int64_t row, int64_t x_rows, int64_t k0,
                                        int64_t k1, int64_t I, int64_t P, T& tile) {
     tile.zero();
     if (k0 < x_rows) {
-      multiply_panel<E>(tile, at.x + row * at.x_row, at.x_row, at.weights, k0, min64(k1, x_rows),
-                        I);
+      multiply_panel<E, NV>(tile, at.x + row * at.x_row, at.x_row, at.weights, k0,
+                            min64(k1, x_rows), I);
     }
     if (k1 > x_rows) {
-      multiply_panel<E>(tile, at.segment->h + row * at.segment->h_row, at.segment->h_row,
-                        at.weights + x_rows * G, max64(k0, x_rows) - x_rows, k1 - x_rows, P);
+      multiply_panel<E, NV>(tile, at.segment->h + row * at.segment->h_row, at.segment->h_row,
+                            at.weights + x_rows * NV * W, max64(k0, x_rows) - x_rows, k1 - x_rows,
+                            P);
     }
   }
 
@@ -433,6 +437,49 @@ class Forward {
       finish_tile(at, sums, row, R);
     }
   };
+
+  // The same of a narrow panel. Its sums are split in two for a single row alone, as a wide one's:
+  // those of more rows must not depend on how many share a tile.
+  template <int NV>
+  struct NarrowTile {
+    const Context& at;
+    int64_t row0, K, x_rows, k_blocks, I, P;
+    template <int R>
+    FL_INLINE void run(int64_t offset) const {
+      const int64_t row = row0 + offset;
+      alignas(64) E narrow[R * NV * W];
+      for (int64_t k = 0; k < k_blocks; ++k) {
+        Tile<E, R, NV, R == 1> tile;
+        multiply_block<NV>(at, row, x_rows, split(K, k, k_blocks), split(K, k + 1, k_blocks), I, P,
+                           tile);
+        if (k > 0) tile.add(narrow, NV * W);
+        tile.store(narrow, NV * W);
+      }
+      finish_narrow<NV>(at, narrow, row, R);
+    }
+  };
+  template <int NV>
+  static __attribute__((noinline)) void finish_narrow(const Context& at, const E* narrow,
+                                                      int64_t row, int64_t rows) {
+    alignas(64) E sums[max_rows<1>() * G];
+    for (int64_t r = 0; r < rows; ++r) {
+      const E* start = at.start + (row + r) * at.start_row;
+      Vec<E> z[4];
+#pragma GCC unroll 4
+      for (int k = 0; k < 4; ++k) {
+        z[k] = k < NV ? Vec<E>::load(narrow + (r * NV + k) * W) : Vec<E>::set1(0);
+      }
+      transpose_quarters(z);
+#pragma GCC unroll 4
+      for (int k = 0; k < 4; ++k) (Vec<E>::load(start + k * W) + z[k]).store(sums + r * G + k * W);
+    }
+    finish_tile(at, sums, row, rows);
+  }
+  template <int NV>
+  void narrow_panel(const Context& at, int64_t k_blocks) const {
+    for_tiles<NV>(at.segment->end - at.segment->begin,
+                  NarrowTile<NV>{at, at.segment->begin, K_, x_rows_, k_blocks, q_.I, q_.P});
+  }
 
   // One block of k for one tile of rows, where tiles are small or weights far: all rows pass by
   // before the next block, and their sums wait in memory.
@@ -734,6 +781,15 @@ class Forward {
           const int64_t rows = segments[j].end - segments[j].begin;
           const E* next =
               prefetch && i + 1 < p1 ? at.weights + (backwards ? -K_ * G : K_ * G) : nullptr;
+          if constexpr (W >= 16) {
+            const int64_t vectors = Narrow<E>::vectors(q_.H, p);
+            if (vectors < 4) {
+              vectors == 1   ? narrow_panel<1>(at, k_blocks)
+              : vectors == 2 ? narrow_panel<2>(at, k_blocks)
+                             : narrow_panel<3>(at, k_blocks);
+              continue;
+            }
+          }
           if (by_blocks) {
             panel_by_blocks(at, k_blocks, next, parts_[work.task]);
           } else {

@@ -42,17 +42,57 @@ FL_INLINE void pack_transposed(const S* src, int64_t src_row, int units, int64_t
   }
 }
 
+// A last panel of few units is narrow: a vector of it holds W/4 units of each gate,
+// [k][units / (W/4)][gate][W/4], so that 4 units of 16 take one vector of products instead of four.
+// Where vectors are short there is little to gain.
+template <class E>
+struct Narrow {
+  static constexpr int W = Vec<E>::kWidth, kUnits = W / 4;
+
+  // Vectors of a row of panel p: 4 where it is not narrow.
+  static int64_t vectors(int64_t H, int64_t p) {
+    return W < 16 ? 4 : min64(4, ceil_div(H - p * W, kUnits));
+  }
+  // Rows [gate][W] of a panel to nv vectors each, in place, and back: quarters of gates and of
+  // vectors change places.
+  static void squeeze(E* panel, int64_t rows, int64_t nv) {
+    for (int64_t k = 0; k < rows; ++k) squeeze_row(panel + k * 4 * W, nv, panel + k * nv * W);
+  }
+  static void spread(E* panel, int64_t rows, int64_t nv) {
+    for (int64_t k = rows - 1; k >= 0; --k) spread_row(panel + k * nv * W, nv, panel + k * 4 * W);
+  }
+  static FL_INLINE void squeeze_row(const E* from, int64_t nv, E* to) {
+    Vec<E> v[4];
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; ++k) v[k] = Vec<E>::load(from + k * W);
+    transpose_quarters(v);
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; ++k) {
+      if (k < nv) v[k].store(to + k * W);
+    }
+  }
+  static FL_INLINE void spread_row(const E* from, int64_t nv, E* to) {
+    Vec<E> v[4];
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; ++k) v[k] = k < nv ? Vec<E>::load(from + k * W) : Vec<E>::set1(0);
+    transpose_quarters(v);
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; ++k) v[k].store(to + k * W);
+  }
+};
+
 // Rows of a panel that n features take.
 template <class S, class E>
 constexpr int64_t panel_rows(int64_t n) {
   return std::is_same<typename Operand<S, E>::type, E>::value ? n : (n + 1) / 2;
 }
 
-// tile += rows of a, whose features are n, times rows k0 .. k1 of a gate panel that holds them all.
-template <class E, class T, class A>
+// tile += rows of a, whose features are n, times rows k0 .. k1 of a gate panel that holds them all,
+// each of NV vectors.
+template <class E, int NV = 4, class T, class A>
 FL_INLINE void multiply_panel(T& tile, const A* a, int64_t a_row, const E* panel, int64_t k0,
                               int64_t k1, int64_t n) {
-  constexpr int G = 4 * Vec<E>::kWidth;
+  constexpr int G = NV * Vec<E>::kWidth;
   if constexpr (std::is_same<A, E>::value) {
     (void)n;
     tile.accumulate(a + k0, a_row, 1, panel + k0 * G, G, k1 - k0);

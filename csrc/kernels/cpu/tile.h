@@ -43,7 +43,8 @@ constexpr int max_rows() {
                                        : 12);
 }
 
-template <class E, int R, int NV>
+// kSplits: too few chains to hide the latency, so a second set of sums takes every other k.
+template <class E, int R, int NV, bool kSplits = (R * NV < 8)>
 struct Tile {
   Vec<E> acc[R][NV];
 
@@ -116,7 +117,7 @@ struct Tile {
   FL_INLINE void accumulate(const E* a, int64_t a_row, int64_t a_k, const K* w, int64_t w_k,
                             int64_t n) {
     int64_t k = 0;
-    if constexpr (R * NV < 8) {  // too few chains to hide the latency: a second set of sums
+    if constexpr (kSplits) {
       Tile other;
       other.zero();
       for (; k + 2 <= n; k += 2) {

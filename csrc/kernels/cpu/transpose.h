@@ -74,3 +74,28 @@ inline void transpose_words(const BFloat16* src, BFloat16* dst) {
   }
 #endif
 }
+
+// Quarter j of vector i <-> quarter i of vector j.
+template <class E>
+FL_INLINE void transpose_quarters(Vec<E>* v) {
+#if FUSED_LSTM_SIMD == 3
+  if constexpr (std::is_same<E, float>::value) {
+    const __m512 a = _mm512_shuffle_f32x4(v[0].v, v[1].v, 0x44),
+                 b = _mm512_shuffle_f32x4(v[0].v, v[1].v, 0xee),
+                 c = _mm512_shuffle_f32x4(v[2].v, v[3].v, 0x44),
+                 d = _mm512_shuffle_f32x4(v[2].v, v[3].v, 0xee);
+    v[0].v = _mm512_shuffle_f32x4(a, c, 0x88);
+    v[1].v = _mm512_shuffle_f32x4(a, c, 0xdd);
+    v[2].v = _mm512_shuffle_f32x4(b, d, 0x88);
+    v[3].v = _mm512_shuffle_f32x4(b, d, 0xdd);
+    return;
+  }
+#endif
+  constexpr int kQuarter = Vec<E>::kWidth / 4;
+  alignas(64) E from[4][4][kQuarter], to[4][4][kQuarter];
+  for (int i = 0; i < 4; ++i) v[i].store(from[i][0]);
+  for (int i = 0; i < 4; ++i) {
+    for (int j = 0; j < 4; ++j) std::memcpy(to[i][j], from[j][i], sizeof(to[i][j]));
+  }
+  for (int i = 0; i < 4; ++i) v[i] = Vec<E>::load(to[i][0]);
+}
