@@ -160,3 +160,15 @@ def test_modules_that_are_not_plain(
     for asked in ({"reset": torch.zeros(T, B, dtype=torch.bool)}, {"return_cells": True}):
         if "proj_size" not in options:
             made()(torch.randn(X), **asked)
+
+
+@pytest.mark.parametrize("units", [4, 6, 9, 20, 50])
+def test_a_row_is_the_same_in_batches_of_any_size(units: int) -> None:
+    """Sums do not depend on how many rows a tile holds, narrow last panels included."""
+    torch.manual_seed(0)
+    lstm = fused_lstm.LSTM(8, units)
+    x = torch.randn(9, 24, 8)
+    with torch.no_grad():
+        whole = lstm(x)[0]
+        for rows in (6, 7, 8, 12):
+            assert torch.equal(lstm(x[:, :rows])[0], whole[:, :rows]), rows
