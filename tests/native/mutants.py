@@ -390,8 +390,8 @@ MUTANTS += [
     Mutant(
         "pairs: h behind x begins a row late",
         "cpu/forward.h",
-        "at.weights + x_rows * G, max64(k0, x_rows) - x_rows, k1 - x_rows, P);",
-        "at.weights + (x_rows + 1) * G, max64(k0, x_rows) - x_rows, k1 - x_rows, P);",
+        "at.weights + x_rows * NV * W, max64(k0, x_rows) - x_rows,",
+        "at.weights + (x_rows + 1) * NV * W, max64(k0, x_rows) - x_rows,",
         "test_forward",
         "emulated512",
     ),
