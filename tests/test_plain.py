@@ -164,7 +164,7 @@ def test_modules_that_are_not_plain(
 
 @pytest.mark.parametrize("units", [4, 6, 9, 20, 50])
 def test_a_row_is_the_same_in_batches_of_any_size(units: int) -> None:
-    """Sums do not depend on how many rows a tile holds, narrow last panels included."""
+    """Forward's sums do not depend on how many rows a tile holds, in narrow last panels too."""
     torch.manual_seed(0)
     lstm = fused_lstm.LSTM(8, units)
     x = torch.randn(9, 24, 8)

@@ -95,7 +95,7 @@ MUTANTS = [
     Mutant(
         "small tiles: sums of too few rows",
         "cpu/forward.h",
-        "(projection_.on() || goes_by_blocks(0, panels_)) && !plan.dot ? q_.B : 0;",
+        "(projection_.on() || goes_by_blocks(0, panels_)) && !plan.dot && !plan.matrix ? q_.B : 0;",
         "projection_.on() && !plan.dot ? q_.B : 0;",
         "test_forward",
         "avx2",
@@ -206,7 +206,7 @@ MUTANTS = [
     Mutant(
         "far weights: sums of too few rows",
         "cpu/forward.h",
-        "(projection_.on() || goes_by_blocks(0, panels_)) && !plan.dot ? q_.B : 0;",
+        "(projection_.on() || goes_by_blocks(0, panels_)) && !plan.dot && !plan.matrix ? q_.B : 0;",
         "(projection_.on() || kSmallTiles) && !plan.dot ? q_.B : 0;",
         "test_forward",
         "emulated512",
@@ -285,8 +285,8 @@ MUTANTS = [
     Mutant(
         "dW written before it is whole",
         "cpu/backward.h",
-        "if (first > 0) continue;\n          const int64_t vectors",
-        "if (last < q_.T) continue;\n          const int64_t vectors",
+        "if (first > 0) continue;\n          if constexpr",
+        "if (last < q_.T) continue;\n          if constexpr",
         "test_backward",
     ),
     Mutant(

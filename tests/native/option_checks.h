@@ -18,7 +18,6 @@ inline void check_unmarked(Suite& suite, Case c) {
   c.needs = 2047;
   suite.begin(c);
   Data data(c);
-  data.problem.cells = true;  // as marks do, keeps products off a matrix unit
   const ForwardRun plain = run_forward(c, data, true, 0xff);
   const BackwardRun plain_back = run_backward(c, data, plain, 0xff);
   const std::vector<uint8_t> none(static_cast<size_t>(c.T * c.B), 0);

@@ -175,8 +175,8 @@ class Backward {
   // than oneDNN's: shorter chains for db and dW.
   static constexpr int64_t kShortSum = 16;
   static constexpr int64_t kBlockRows = kSmallTiles ? 48 : 64;  // whose products are one sum
-  static constexpr int64_t kMostBlockRows = 2 * kBlockRows;
-  static constexpr int64_t kFarBytes = 512 << 10;  // z that an L2 does not hold
+  static constexpr int64_t kMostBlockRows = 2 * kBlockRows;     // fewer: 2n rows are two blocks
+  static constexpr int64_t kFarBytes = 512 << 10;               // z that an L2 does not hold
 
   using Columns = ColumnBlocks<E>;
 
@@ -769,8 +769,10 @@ class Backward {
           E* panel = side.dw + (one_chunk() ? i : p) * side.features * G;
           accumulate_panel(d, p, rows, last == q_.T, panel);
           if (first > 0) continue;
-          const int64_t vectors = Narrow<E>::vectors(q_.H, p);
-          if (vectors < 4) Narrow<E>::spread(panel, side.features, vectors);
+          if constexpr (W >= 16) {
+            const int64_t vectors = Narrow<E>::vectors(q_.H, p);
+            if (vectors < 4) Narrow<E>::spread(panel, side.features, vectors);
+          }
           write_weight_gradients(side, p, panel);
         }
       });

@@ -48,7 +48,7 @@ class Forward {
     marks_.carve(carver);
     matrix_.carve(carver, chunk_rows_);
     const int64_t part_rows =
-        (projection_.on() || goes_by_blocks(0, panels_)) && !plan.dot ? q_.B : 0;
+        (projection_.on() || goes_by_blocks(0, panels_)) && !plan.dot && !plan.matrix ? q_.B : 0;
     for (int32_t i = 0; i < plan.threads && i < kMaxParts; ++i) {
       E* part = carver.take<E>(part_rows * G);
       parts_[i] = part;
@@ -210,8 +210,10 @@ class Forward {
                         plan_.fused ? sides_[d].weights : sides_[d].w_x);
         if (plan_.dot) continue;
         pack_gate_panel(w_hh, q_.H, q_.P, p, K_, x_rows_, sides_[d].weights);
-        const int64_t vectors = Narrow<E>::vectors(q_.H, p);
-        if (vectors < 4) Narrow<E>::squeeze(sides_[d].weights + p * K_ * G, K_, vectors);
+        if constexpr (W >= 16) {
+          const int64_t vectors = Narrow<E>::vectors(q_.H, p);
+          if (vectors < 4) Narrow<E>::squeeze(sides_[d].weights + p * K_ * G, K_, vectors);
+        }
       }
     });
   }

@@ -48,11 +48,10 @@ FL_INLINE void pack_transposed(const S* src, int64_t src_row, int units, int64_t
 template <class E>
 struct Narrow {
   static constexpr int W = Vec<E>::kWidth, kUnits = W / 4;
+  static_assert(W >= 16, "whole panels elsewhere");
 
   // Vectors of a row of panel p: 4 where it is not narrow.
-  static int64_t vectors(int64_t H, int64_t p) {
-    return W < 16 ? 4 : min64(4, ceil_div(H - p * W, kUnits));
-  }
+  static int64_t vectors(int64_t H, int64_t p) { return min64(4, ceil_div(H - p * W, kUnits)); }
   // Rows [gate][W] of a panel to nv vectors each, in place, and back: quarters of gates and of
   // vectors change places.
   static void squeeze(E* panel, int64_t rows, int64_t nv) {
