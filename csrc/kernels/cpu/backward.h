@@ -33,7 +33,7 @@ struct DgatesTile {
       const E* a = product.a + p * product.a_panel + first * G;
       const E* w = product.w + p * G * kWidth;
       const int64_t units = product.H - p * Vec<E>::kWidth;
-      if (2 * units > Vec<E>::kWidth) {
+      if (Vec<E>::kWidth < 16 || 2 * units > Vec<E>::kWidth) {
         tile.accumulate(a, G, 1, w, kWidth, G);
       } else {  // most is padding
         for (int gate = 0; gate < 4; ++gate, a += Vec<E>::kWidth, w += Vec<E>::kWidth * kWidth) {
