@@ -145,7 +145,7 @@ double share_kept(const Problem& p, uint8_t which, int32_t d, int64_t n, int64_t
 // A share of a value; nothing of it also where it is not finite.
 double part(double share, double value) { return share == 0.0 ? 0.0 : share * value; }
 
-Trace trace_direction(const Problem& p, const Direction& w, const Values& x, int32_t d, Mixed mixed,
+Trace trace_direction(const Problem& p, const Direction& w, const Values& x, int32_t d,
                       Scaled scaled = Scaled::kComputed) {
   const int64_t rows = row_count(p), H = p.H, P = p.P, I = p.I;
   const Values h0 = read_all(p.dtype, p.h0, p.D * p.B * P);
@@ -198,7 +198,6 @@ Trace trace_direction(const Problem& p, const Direction& w, const Values& x, int
         double h = w.w_hr.empty() ? m[q] : 0.0;
         for (int64_t j = 0; j < H && !w.w_hr.empty(); ++j) h += w.w_hr[q * H + j] * m[j];
         const double kept = share_kept(p, fused_lstm::kKeepH, d, n, q);
-        if (kept > 0.0 && mixed == Mixed::kStored) h = rounded(p.dtype, h);
         trace.h[n * P + q] = trace.h_last[b * P + q] =
             part(kept, trace.h_prev[n * P + q]) + part(1.0 - kept, h);
       }
@@ -295,14 +294,14 @@ Values read_rows(const Problem& p, const void* data, int64_t stride_t, int64_t s
   return values;
 }
 
-Forward forward(const Problem& p, Mixed mixed, Scaled scaled) {
+Forward forward(const Problem& p, Scaled scaled) {
   const int64_t rows = row_count(p);
   const Values x = read_rows(p, p.x, p.x_t, p.x_b, p.I);
   Forward result;
   result.y.resize(rows * p.D * p.P);
   result.cells.resize(rows * p.D * p.H);
   for (int32_t d = 0; d < p.D; ++d) {
-    const Trace trace = trace_direction(p, read_direction(p, d), x, d, mixed, scaled);
+    const Trace trace = trace_direction(p, read_direction(p, d), x, d, scaled);
     for (int64_t n = 0; n < rows; ++n) {
       for (int64_t q = 0; q < p.P; ++q) {
         result.y[(n * p.D + d) * p.P + q] = trace.h[n * p.P + q];
@@ -339,7 +338,7 @@ const Gradient& Backward::operator[](int k) const {
   return *all[(k - 3) % 4];
 }
 
-Backward backward(const Problem& p, const Gradients& incoming, Mixed mixed) {
+Backward backward(const Problem& p, const Gradients& incoming) {
   const int64_t rows = row_count(p), B = p.B, H = p.H, P = p.P, I = p.I, D = p.D;
   const Values x = read_rows(p, p.x, p.x_t, p.x_b, I);
   const Values dy = read_rows(p, incoming.dy, incoming.dy_t, incoming.dy_b, D * P);
@@ -357,7 +356,7 @@ Backward backward(const Problem& p, const Gradients& incoming, Mixed mixed) {
   result.dc0.sum = dc_n;
   for (int32_t d = 0; d < D; ++d) {
     const Direction w = read_direction(p, d);
-    const Trace trace = trace_direction(p, w, x, d, mixed);
+    const Trace trace = trace_direction(p, w, x, d);
     auto& dw = result.weights[d];
     dw.dw_ih.reset(4 * H * I);
     dw.dw_hh.reset(4 * H * P);

@@ -43,17 +43,12 @@ struct Forward {
 bool ended(const fused_lstm::Problem& problem, int64_t t, int64_t b);
 bool resets(const fused_lstm::Problem& problem, int64_t t, int64_t b);
 
-// What zoneout takes a mean of: the cell's h as computed, or rounded to the problem's dtype, where
-// kernels store it in y before they mix.
-enum class Mixed { kComputed, kStored };
-
 // What the gates read of a factor times h: the product as computed, or rounded to the problem's
 // dtype, where kernels multiply operands as they are stored.
 enum class Scaled { kComputed, kStored };
 
 // h is rounded to the problem's dtype before the next step reads it, as it is in y.
-Forward forward(const fused_lstm::Problem& problem, Mixed mixed = Mixed::kComputed,
-                Scaled scaled = Scaled::kComputed);
+Forward forward(const fused_lstm::Problem& problem, Scaled scaled = Scaled::kComputed);
 
 // A gradient is a sum of many terms. Where they cancel, the sum is known no better than its terms
 // are, so beside it stands what it would be if they had random signs: the measure for its error.
@@ -89,7 +84,6 @@ struct Backward {
 // The gates are rounded to the problem's dtype, as forward stores them for backward; c is not.
 // Where a step meets the same values again and again, what that costs does not average out, and no
 // tolerance for single roundings would hold.
-Backward backward(const fused_lstm::Problem& problem, const fused_lstm::Gradients& incoming,
-                  Mixed mixed = Mixed::kComputed);
+Backward backward(const fused_lstm::Problem& problem, const fused_lstm::Gradients& incoming);
 
 }  // namespace reference

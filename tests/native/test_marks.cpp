@@ -11,15 +11,13 @@ using reference::Values;
 
 namespace {
 
-constexpr reference::Mixed kMixed = reference::Mixed::kStored;  // y holds the cell's h first
-
 // The reference for the kernels of c.isa, which may multiply h as it is stored.
 reference::Forward forward_for(const Case& c, const Data& data) {
   const fused_lstm::DType dtype = data.problem.dtype;
   fused_lstm::cpu::set_isa(static_cast<fused_lstm::Isa>(c.isa));
   const fused_lstm::cpu::Facts facts = fused_lstm::cpu::active_kernels(dtype).facts(dtype);
   const bool stored = facts.operand_bytes < facts.compute_bytes;
-  return reference::forward(data.problem, kMixed,
+  return reference::forward(data.problem,
                             stored ? reference::Scaled::kStored : reference::Scaled::kComputed);
 }
 
@@ -74,8 +72,7 @@ void check(Suite& suite, const Case& c, const Data& data, const reference::Forwa
 
 void check(Suite& suite, const Case& c) {
   const Data data(c);
-  check(suite, c, data, forward_for(c, data),
-        reference::backward(data.problem, data.incoming, kMixed));
+  check(suite, c, data, forward_for(c, data), reference::backward(data.problem, data.incoming));
 }
 
 }  // namespace
@@ -101,8 +98,8 @@ int main(int argc, char** argv) {
       const bool others = c.marks + c.zoneout + c.h_factors + c.cells > 0;
       if (dtype > 1 && c.H == 1) c.H = 3;  // one saved gate, rounded, is all of a gradient's size
       const Data data(c);
-      const reference::Forward want = reference::forward(data.problem, kMixed);
-      const reference::Backward back = reference::backward(data.problem, data.incoming, kMixed);
+      const reference::Forward want = reference::forward(data.problem);
+      const reference::Backward back = reference::backward(data.problem, data.incoming);
       for (int64_t isa : suite.isas()) {
         c.isa = isa;
         if (runs_of(isa, k / 2) == 0) continue;

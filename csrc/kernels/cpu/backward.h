@@ -580,11 +580,11 @@ class Backward {
       const Vec<E> c_prev = Vec<E>::load(previous + b * W);
       Vec<E> c_now = Vec<E>::load(c + b * W), carry = Vec<E>::load(dc + b * W), passed{};
       if constexpr (kKeeps) {
-        const Kept<E> kept = Kept<E>::at(q_, d, t, b, p);
-        const Vec<E> dh_kept = kept.h * dh;
+        const Kept<E> kept(q_, d, t, b, p);
+        const Vec<E> dh_kept = kept.part_of_h(dh);
         dh_kept.store(marks_.dh_kept(d, p, b));
         dh = dh - dh_kept;
-        passed = kept.c * carry;
+        passed = kept.part_of_c(carry);
         carry = carry - passed;
         c_now = cell_state(gate, c_prev);
       }

@@ -135,6 +135,8 @@ class Forward {
     int64_t h_row;
     const E* c;  // panel p, row b at c + p * c_panel + b * W
     int64_t c_panel;
+    const A* h_kept = nullptr;  // what zoneout keeps of h: h itself, without factors
+    int64_t h_kept_row = 0;
   };
 
   // What one task of the recurrence does: steps [first, last), rows [b0, b1), panels [p0, p1).
@@ -164,6 +166,9 @@ class Forward {
     E* h_copy;                    // converted types: h as stored, row b at h_copy + b * P
     int64_t P;
     int units;
+    const Problem* zoneout = nullptr;  // whose units keep values, or null; and where they stand:
+    int64_t t, p;
+    int32_t d;
   };
 
   bool keeps_gates() const { return out_.reserve != nullptr && !q_.recompute; }
@@ -313,20 +318,30 @@ class Forward {
   }
 
   // The cells of `rows` rows whose pre-activations are sums [rows][gate][W] -> c, h, and what
-  // training keeps. A function of its own: one in every size of tile would be most of the code
-  // there is.
+  // training keeps. kStarted: the sums hold their starting sums already. A function of its own: one
+  // in every size of tile would be most of the code there is.
+  template <bool kStarted = true>
   static __attribute__((noinline)) void finish_tile(const Context& at, const E* sums, int64_t row,
                                                     int64_t rows) {
+    if (at.zoneout) return finish_zoneout<kStarted>(at, sums, row, rows);
+    finish_each<kStarted, false>(at, sums, row, rows);
+  }
+  template <bool kStarted>
+  static __attribute__((noinline)) void finish_zoneout(const Context& at, const E* sums,
+                                                       int64_t row, int64_t rows) {
+    finish_each<kStarted, true>(at, sums, row, rows);
+  }
+  template <bool kStarted, bool kZoneout>
+  static FL_INLINE void finish_each(const Context& at, const E* sums, int64_t row, int64_t rows) {
     int64_t r = 0;
 #pragma GCC unroll 1
     for (; r + kCellRows <= rows; r += kCellRows) {
-      finish_rows<kCellRows>(at, sums + r * G, row + r);
+      finish_rows<kCellRows, kStarted, kZoneout>(at, sums + r * G, row + r);
     }
 #pragma GCC unroll 1
-    for (; r < rows; ++r) finish_rows<1>(at, sums + r * G, row + r);
+    for (; r < rows; ++r) finish_rows<1, kStarted, kZoneout>(at, sums + r * G, row + r);
   }
-  // N rows of pre-activations, [N][gate][W], which hold their starting sums already or not.
-  template <int N, bool kStarted = true>
+  template <int N, bool kStarted, bool kZoneout>
   static FL_INLINE void finish_rows(const Context& at, const E* sums, int64_t row) {
     Gates<Rows<E, N>> gate;
     Rows<E, N> c_prev, c, h;
@@ -350,6 +365,14 @@ class Forward {
 #pragma GCC unroll 4
     for (int i = 0; i < N; ++i) {
       const int64_t b = row + i;
+      if constexpr (kZoneout) {
+        const A* h_prev = at.segment->h_kept + b * at.segment->h_kept_row + at.p * W;
+        const Kept<E> kept(*at.zoneout, at.d, at.t, b, at.p);
+        h.v[i] = kept.mix_h(
+            at.units == W ? load_as(Tag<E>{}, h_prev) : load_as(Tag<E>{}, h_prev, at.units),
+            h.v[i]);
+        c.v[i] = kept.mix_c(Vec<E>::load(at.c_in + b * W), c.v[i]);
+      }
       c.v[i].store(at.c_out + b * W);
       if (at.gates) {
         S* saved = at.gates + b * G;
@@ -698,7 +721,7 @@ class Forward {
       }
       total.store(z + gate * W);
     }
-    finish_rows<1>(at, z, b);
+    finish_tile(at, z, b, 1);
   }
 
   // The context of processing step s; panel() fills in the rest.
@@ -709,6 +732,9 @@ class Forward {
     at.h_copy = nullptr;
     at.P = q_.P;
     at.m_row = projection_.m_row();
+    at.zoneout = q_.zoneout.on() ? &q_ : nullptr;
+    at.d = d;
+    at.t = time_of(d, s);
     return at;
   }
   void set_panel(Context& at, int32_t d, int64_t s, int64_t chunk, int64_t p) const {
@@ -716,6 +742,7 @@ class Forward {
     const int64_t t = time_of(d, s);
     const bool training = out_.reserve != nullptr;
     at.units = static_cast<int>(min64(W, q_.H - p * W));
+    at.p = p;
     at.weights = side.weights + p * K_ * G;
     at.y = y_sequence(d).step(steps_, t) + p * W;
     at.m = projection_.on() ? projection_.m(d) + p * W : nullptr;
@@ -739,10 +766,7 @@ class Forward {
     const Sequence<S> y = y_sequence(d);
     E* c = training ? sides_[d].reserve.cells_at(steps_, t, 0) : sides_[d].c;
     S* gates = keeps_gates() ? sides_[d].reserve.gates_at(steps_, t, 0) : nullptr;
-    const S* before = s > 0 ? y.step(steps_, time_of(d, s - 1)) : nullptr;
-    A* h_copy = kConverts ? sides_[d].h + (s & 1) * q_.B * q_.P : nullptr;
-    marks_.leave(d, s, work.b0, work.b1, work.p0, work.p1, y.step(steps_, t), before, y.stride_b,
-                 h_copy, c, gates);
+    marks_.leave(d, s, work.b0, work.b1, work.p0, work.p1, y.step(steps_, t), y.stride_b, c, gates);
   }
 
   // Whether the weights of panels [p0, p1) have to be fetched ahead; whether all rows pass by a
@@ -899,39 +923,17 @@ class Forward {
                                sums);
           for (int j = 0; j < count; ++j) {
             at.c_in = segments[j].c + p * segments[j].c_panel;
-            finish_matrix(at, sums, b, max64(b, segments[j].begin), min64(last, segments[j].end));
+            at.segment = &segments[j];
+            const int64_t begin = max64(b, segments[j].begin);
+            finish_tile<false>(at, sums + (begin - b) * G, begin,
+                               min64(last, segments[j].end) - begin);
           }
         }
       }
-      if (marks_.on()) {
-        leave_step(d, s, work);
-        if (q_.zoneout.on()) put_h(d, s, work);
-      }
+      if (marks_.on()) leave_step(d, s, work);
       if (parties > 1) barrier->wait(parties);
     }
   }
-  // h of processing step s, where it has changed since its cells were computed.
-  void put_h(int32_t d, int64_t s, const Work& work) const {
-    const Sequence<S> y = y_sequence(d);
-    const S* step = y.step(steps_, time_of(d, s));
-    for (int64_t p = work.p0; p < work.p1; ++p) {
-      for (int64_t b = work.b0; b < work.b1; ++b) {
-        matrix_.put_h(d, s, p, b, step + b * y.stride_b + p * W);
-      }
-    }
-  }
-  // Cells of rows [begin, end) whose products are sums, row b first.
-  static void finish_matrix(const Context& at, const E* sums, int64_t b, int64_t begin,
-                            int64_t end) {
-    int64_t row = begin;
-#pragma GCC unroll 1
-    for (; row + kCellRows <= end; row += kCellRows) {
-      finish_rows<kCellRows, false>(at, sums + (row - b) * G, row);
-    }
-#pragma GCC unroll 1
-    for (; row < end; ++row) finish_rows<1, false>(at, sums + (row - b) * G, row);
-  }
-
   // h of processing step s for rows [b0, b1) and column blocks [q0, q1), from the m of its cells.
   void project_h(int32_t d, int64_t s, int64_t b0, int64_t b1, int64_t q0, int64_t q1, E* sums) {
     const int64_t t = time_of(d, s), rows = min64(b1, steps_.rows(t)) - b0;
@@ -993,6 +995,8 @@ class Forward {
         segment.c = side.reserve.cells_at(steps_, before, 0);
         segment.c_panel = steps_.rows(before) * W;
       }
+      segment.h_kept = segment.h;
+      segment.h_kept_row = segment.h_row;
       segments[count++] = segment;
     }
     const int64_t begin = max64(b0, running);
@@ -1002,6 +1006,8 @@ class Forward {
         segment.h_row = q_.P;
         segment.h = initial_h(d);
       }
+      segment.h_kept = segment.h;
+      segment.h_kept_row = segment.h_row;
       segments[count++] = segment;
     }
     return count;

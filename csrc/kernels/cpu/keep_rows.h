@@ -1,6 +1,8 @@
 // Zoneout's random bits (../random.h) by vectors: a lane draws four units' words, one round of
-// Philox after the other. Included inside an ISA's namespace; sets without 32-bit integer vectors
-// draw a quad at a time (keep_bits.cpp).
+// Philox after the other. A word lies in the lower half of 64 bits all along, where a product
+// leaves one; what is in the upper half no product reads. So quads of units go by two vectors,
+// those of even numbers and those of odd ones. Included inside an ISA's namespace; sets without
+// 32-bit integer vectors draw a quad at a time (keep_bits.cpp).
 
 #if FUSED_LSTM_SIMD >= 2
 
@@ -21,12 +23,11 @@ FL_INLINE Words high_half(Words a) { return {_mm512_srli_epi32(a.v, 16)}; }
 FL_INLINE Words bit_below(Words a, Words bound, uint32_t bit) {
   return {_mm512_maskz_mov_epi32(_mm512_cmplt_epi32_mask(a.v, bound.v), Words::set1(bit).v)};
 }
-// Both halves of a * m.
-FL_INLINE void multiply_words(Words a, Words m, Words& high, Words& low) {
-  const __m512i even = _mm512_mul_epu32(a.v, m.v);
-  const __m512i odd = _mm512_mul_epu32(_mm512_srli_epi64(a.v, 32), m.v);
-  low.v = _mm512_mask_blend_epi32(0xaaaa, even, _mm512_slli_epi64(odd, 32));
-  high.v = _mm512_mask_blend_epi32(0xaaaa, _mm512_srli_epi64(even, 32), odd);
+// Of lower halves, 64 bits each.
+FL_INLINE Words product(Words a, Words m) { return {_mm512_mul_epu32(a.v, m.v)}; }
+FL_INLINE Words upper(Words a) { return {_mm512_srli_epi64(a.v, 32)}; }
+FL_INLINE Words lower_halves(Words even, Words odd) {
+  return {_mm512_mask_blend_epi32(0xaaaa, even.v, _mm512_slli_epi64(odd.v, 32))};
 }
 #else
 struct Words {
@@ -47,12 +48,11 @@ FL_INLINE Words high_half(Words a) { return {_mm256_srli_epi32(a.v, 16)}; }
 FL_INLINE Words bit_below(Words a, Words bound, uint32_t bit) {
   return {_mm256_and_si256(_mm256_cmpgt_epi32(bound.v, a.v), Words::set1(bit).v)};
 }
-// Both halves of a * m.
-FL_INLINE void multiply_words(Words a, Words m, Words& high, Words& low) {
-  const __m256i even = _mm256_mul_epu32(a.v, m.v);
-  const __m256i odd = _mm256_mul_epu32(_mm256_srli_epi64(a.v, 32), m.v);
-  low.v = _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xaa);
-  high.v = _mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xaa);
+// Of lower halves, 64 bits each.
+FL_INLINE Words product(Words a, Words m) { return {_mm256_mul_epu32(a.v, m.v)}; }
+FL_INLINE Words upper(Words a) { return {_mm256_srli_epi64(a.v, 32)}; }
+FL_INLINE Words lower_halves(Words even, Words odd) {
+  return {_mm256_blend_epi32(even.v, _mm256_slli_epi64(odd.v, 32), 0xaa)};
 }
 #endif
 
@@ -63,18 +63,21 @@ inline void keep_row(const KeepBits& bits, uint32_t t, uint32_t b, uint8_t* keep
               m2 = Words::set1(0xcd9e8d57u), h = Words::set1(bits.h), c = Words::set1(bits.c);
   constexpr int64_t kUnits = 4 * Words::kWidth;
   for (int64_t u = 0; u < bits.U; u += kUnits) {
-    Words w[4] = {first + Words::set1(static_cast<uint32_t>(u / 4)), Words::set1(b), Words::set1(t),
-                  Words::set1(bits.stream)};
+    const Words quads = first + Words::set1(static_cast<uint32_t>(u / 4));
+    Words w[2][4] = {{quads, Words::set1(b), Words::set1(t), Words::set1(bits.stream)},
+                     {upper(quads), Words::set1(b), Words::set1(t), Words::set1(bits.stream)}};
     uint32_t key0 = static_cast<uint32_t>(bits.key), key1 = static_cast<uint32_t>(bits.key >> 32);
 #pragma GCC unroll 10
     for (int round = 0; round < 10; ++round) {
-      Words high0, low0, high2, low2;
-      multiply_words(w[0], m0, high0, low0);
-      multiply_words(w[2], m2, high2, low2);
-      w[0] = high2 ^ w[1] ^ Words::set1(key0);
-      w[1] = low2;
-      w[2] = high0 ^ w[3] ^ Words::set1(key1);
-      w[3] = low0;
+#pragma GCC unroll 2
+      for (int odd = 0; odd < 2; ++odd) {
+        Words* v = w[odd];
+        const Words p0 = product(v[0], m0), p2 = product(v[2], m2);
+        v[0] = upper(p2) ^ v[1] ^ Words::set1(key0);
+        v[1] = p2;
+        v[2] = upper(p0) ^ v[3] ^ Words::set1(key1);
+        v[3] = p0;
+      }
       key0 += 0x9e3779b9u;
       key1 += 0xbb67ae85u;
     }
@@ -82,8 +85,9 @@ inline void keep_row(const KeepBits& bits, uint32_t t, uint32_t b, uint8_t* keep
     Words bytes = Words::set1(0);
 #pragma GCC unroll 4
     for (int k = 0; k < 4; ++k) {
-      bytes = bytes | bit_below(low_half(w[k]), h, uint32_t{kKeepH} << (8 * k)) |
-              bit_below(high_half(w[k]), c, uint32_t{kKeepC} << (8 * k));
+      const Words word = lower_halves(w[0][k], w[1][k]);
+      bytes = bytes | bit_below(low_half(word), h, uint32_t{kKeepH} << (8 * k)) |
+              bit_below(high_half(word), c, uint32_t{kKeepC} << (8 * k));
     }
     if (bits.U - u >= kUnits) {
       bytes.store(keep + u);

@@ -8,8 +8,8 @@
 // to a buffer and put right there: a copy of B*(P+H) elements beside B*4H*(I+P) multiply-adds. Rows
 // that have ended compute along between others, for the products come in tiles of rows, and what
 // comes out is thrown away; those before the first and after the last running row are left out.
-// Zoneout mixes a step's h and c with those before it once the cells are done; going back, backward
-// finds what the cell itself had computed from its gates and the c before.
+// Zoneout mixes a cell's h and c with those before it where forward.h finishes the cell; going
+// back, backward finds what the cell itself had computed from its gates and the c before.
 
 // The marks of a call, for direction d: s counts steps in the order in which it processes them.
 struct Marks {
@@ -61,28 +61,45 @@ void scale_row(const A* h, const S* factors, int64_t n, A* out) {
   }
 }
 
-// The shares of h and c that W units of one row keep.
+// What W units of one row keep of h and c: shares of them, or all of some units and nothing of
+// others.
 template <class E>
-struct Kept {
+class Kept {
+ public:
   static constexpr int W = Vec<E>::kWidth;
-  Vec<E> h, c;
 
-  static Kept at(const Problem& q, int32_t d, int64_t t, int64_t b, int64_t p) {
-    const Zoneout& zoneout = q.zoneout;
-    if (zoneout.keep == nullptr) {
-      return {Vec<E>::set1(static_cast<E>(zoneout.h)), Vec<E>::set1(static_cast<E>(zoneout.c))};
-    }
-    const uint8_t* keep = zoneout.keep + ((t * q.B + b) * q.D + d) * q.H + p * W;
-    alignas(64) uint8_t some[W] = {};
+  FL_INLINE Kept(const Problem& q, int32_t d, int64_t t, int64_t b, int64_t p)
+      : zoneout_(q.zoneout) {
+    if (zoneout_.keep == nullptr) return;
+    bytes_ = zoneout_.keep + ((t * q.B + b) * q.D + d) * q.H + p * W;
     if (q.H - p * W < W) {
-      std::memcpy(some, keep, static_cast<size_t>(q.H - p * W));
-      keep = some;
+      std::memcpy(some_, bytes_, static_cast<size_t>(q.H - p * W));
+      bytes_ = some_;
     }
-    return {ones_where(Tag<E>{}, keep, kKeepH), ones_where(Tag<E>{}, keep, kKeepC)};
   }
-  static Vec<E> mix(Vec<E> share, Vec<E> before, Vec<E> now) {
-    return fma(share, before, (Vec<E>::set1(1) - share) * now);
+  FL_INLINE Vec<E> part_of_h(Vec<E> h) const { return part(kKeepH, zoneout_.h, h); }
+  FL_INLINE Vec<E> part_of_c(Vec<E> c) const { return part(kKeepC, zoneout_.c, c); }
+  FL_INLINE Vec<E> mix_h(Vec<E> before, Vec<E> now) const {
+    return mix(kKeepH, zoneout_.h, before, now);
   }
+  FL_INLINE Vec<E> mix_c(Vec<E> before, Vec<E> now) const {
+    return mix(kKeepC, zoneout_.c, before, now);
+  }
+
+ private:
+  FL_INLINE Vec<E> part(uint8_t bit, double share, Vec<E> x) const {
+    if (bytes_) return either_where(bytes_, bit, x, Vec<E>::set1(0));
+    return Vec<E>::set1(static_cast<E>(share)) * x;
+  }
+  FL_INLINE Vec<E> mix(uint8_t bit, double share, Vec<E> before, Vec<E> now) const {
+    if (bytes_) return either_where(bytes_, bit, before, now);
+    const E kept = static_cast<E>(share);
+    return fma(Vec<E>::set1(kept), before, Vec<E>::set1(1 - kept) * now);
+  }
+
+  const Zoneout& zoneout_;
+  const uint8_t* bytes_ = nullptr;
+  alignas(16) uint8_t some_[W] = {};
 };
 
 template <class S, class E>
@@ -99,12 +116,14 @@ class ForwardMarks {
         parties_(plan.split == Split::kUnits ? ceil_div(plan.threads, problem.D) : 1) {}
 
   void carve(Carver& carver) {
-    for (int32_t d = 0; (marks_.on() || changes_states()) && d < q_.D; ++d) {
+    const bool keeps_h = q_.zoneout.on() && q_.h_factors != nullptr;
+    for (int32_t d = 0; (marks_.on() || q_.h_factors) && d < q_.D; ++d) {
       h_[d] = carver.take<A>(parties_ * q_.B * q_.P);
-      c_[d] = carver.take<E>(panels_ * q_.B * W);
+      h_kept_[d] = carver.take<A>(keeps_h ? parties_ * q_.B * q_.P : 0);
+      c_[d] = carver.take<E>(marks_.on() ? panels_ * q_.B * W : 0);
     }
   }
-  bool on() const { return marks_.on() || changes_states() || out_.cells != nullptr; }
+  bool on() const { return marks_.on() || q_.h_factors != nullptr || out_.cells != nullptr; }
   bool writes_last_states() const { return marks_.on(); }  // leave() and finish() do
 
   // Narrows a segment to rows that run through processing step s, and points it at a copy of their
@@ -113,7 +132,7 @@ class ForwardMarks {
   template <class Segment>
   int enter(int32_t d, int64_t s, int64_t p0, int64_t p1, int64_t party, const A* h0,
             Segment& segment) const {
-    if (!marks_.on() && !changes_states()) return 1;
+    if (!marks_.on() && q_.h_factors == nullptr) return 1;
     int64_t &begin = segment.begin, &end = segment.end;
     while (marks_.on() && begin < end && marks_.ended(d, s, begin)) ++begin;
     while (marks_.on() && begin < end && marks_.ended(d, s, end - 1)) --end;
@@ -124,23 +143,21 @@ class ForwardMarks {
       const Marks::From from = marks_.from(d, s, b);
       same = same && from != Marks::From::kZeros && (first || from != Marks::From::kInitial);
     }
-    if (same && !changes_states()) return 1;
+    if (same && q_.h_factors == nullptr) return 1;
     A* h = h_[d] + party * q_.B * q_.P;
-    const bool copies_h = !same || q_.h_factors != nullptr;
+    A* kept = q_.zoneout.on() && q_.h_factors ? h_kept_[d] + party * q_.B * q_.P : h;
     for (int64_t b = begin; b < end; ++b) {
       const Marks::From from = marks_.from(d, s, b);
       const bool initial = from == Marks::From::kInitial && !first;
-      if (copies_h) {
-        copy_h(from == Marks::From::kZeros ? nullptr
-               : !initial                  ? segment.h + b * segment.h_row
-               : h0                        ? h0 + b * q_.P
-                                           : nullptr,
-               h + b * q_.P);
-        if (q_.h_factors) {
-          scale_row<E>(h + b * q_.P, h_factors_of<S>(q_, d, b), q_.P, h + b * q_.P);
-        }
+      copy_h(from == Marks::From::kZeros ? nullptr
+             : !initial                  ? segment.h + b * segment.h_row
+             : h0                        ? h0 + b * q_.P
+                                         : nullptr,
+             kept + b * q_.P);
+      if (q_.h_factors) {
+        scale_row<E>(kept + b * q_.P, h_factors_of<S>(q_, d, b), q_.P, h + b * q_.P);
       }
-      for (int64_t p = p0; p < p1; ++p) {
+      for (int64_t p = p0; !same && p < p1; ++p) {
         Vec<E> c = Vec<E>::set1(0);
         if (initial) {
           c = initial_c(d, p, b);
@@ -150,23 +167,22 @@ class ForwardMarks {
         c.store(c_[d] + (p * q_.B + b) * W);
       }
     }
-    if (copies_h) {
-      segment.h = h;
-      segment.h_row = q_.P;
+    segment.h = h;
+    segment.h_kept = kept;
+    segment.h_row = segment.h_kept_row = q_.P;
+    if (!same) {
+      segment.c = c_[d];
+      segment.c_panel = q_.B * W;
     }
-    segment.c = c_[d];
-    segment.c_panel = q_.B * W;
     return 1;
   }
 
-  // After processing step s, for units of panels [p0, p1): zoneout, y and cells of rows that have
-  // ended, cells of the others, and h_n and c_n of those whose last step it was. y: the rows of the
-  // step; y_before: those of the step before, null at the first; h_copy: h of the step as products
-  // take it, [B][P], where that is not y itself; c: [panel][B][W], its cell states; gates:
-  // [panel][B][4W], or null. Both are zero where there was no step, so that a reserve holds nothing
-  // by chance.
+  // After processing step s, for units of panels [p0, p1): y and cells of rows that have ended,
+  // cells of the others, and h_n and c_n of those whose last step it was. y: the rows of the step;
+  // c: [panel][B][W], its cell states; gates: [panel][B][4W], or null. Both are zero where there
+  // was no step, so that a reserve holds nothing by chance.
   void leave(int32_t d, int64_t s, int64_t b0, int64_t b1, int64_t p0, int64_t p1, S* y,
-             const S* y_before, int64_t y_row, A* h_copy, E* c, S* gates) const {
+             int64_t y_row, E* c, S* gates) const {
     const int64_t u0 = p0 * W, units = min64(p1 * W, q_.H) - u0;
     const size_t bytes = static_cast<size_t>(units) * sizeof(S);
     const int64_t t = d == 0 ? s : q_.T - 1 - s;
@@ -182,10 +198,6 @@ class ForwardMarks {
           if (gates) std::memset(static_cast<void*>(gates + row * 4 * W), 0, 4 * W * sizeof(S));
         }
         continue;
-      }
-      if (q_.zoneout.on()) {
-        const S* before = h_before(d, s, b, y_before ? y_before + b * y_row : nullptr);
-        zone_out(d, t, b, p0, p1, before, y + b * y_row, h_copy ? h_copy + b * q_.P : nullptr, c);
       }
       if (cells) write_c(c, b, p0, p1, cells);
       if (marks_.on() && marks_.ends(d, s, b)) {
@@ -209,36 +221,6 @@ class ForwardMarks {
   }
 
  private:
-  // Whether h or c must be copied before every step.
-  bool changes_states() const { return q_.zoneout.on() || q_.h_factors != nullptr; }
-
-  // h of row b before processing step s, as stored; null: zeros.
-  const S* h_before(int32_t d, int64_t s, int64_t b, const S* step_before) const {
-    switch (marks_.from(d, s, b)) {
-      case Marks::From::kStepBefore:
-        return step_before;
-      case Marks::From::kInitial:
-        return q_.h0 ? static_cast<const S*>(q_.h0) + (d * q_.B + b) * q_.P : nullptr;
-      default:
-        return nullptr;
-    }
-  }
-  // Row b of a step: h and c become what zoneout leaves of them. enter() kept c from before.
-  void zone_out(int32_t d, int64_t t, int64_t b, int64_t p0, int64_t p1, const S* before, S* y,
-                A* h_copy, E* c) const {
-    for (int64_t p = p0; p < p1; ++p) {
-      const int units = static_cast<int>(min64(W, q_.H - p * W));
-      const Kept<E> kept = Kept<E>::at(q_, d, t, b, p);
-      S* h = y + p * W;
-      const Vec<E> h_before = before ? load_as(Tag<E>{}, before + p * W, units) : Vec<E>::set1(0);
-      store_as(Kept<E>::mix(kept.h, h_before, load_as(Tag<E>{}, h, units)), h, units);
-      if constexpr (!std::is_same<S, A>::value) {
-        load_as(Tag<E>{}, h, units).store(h_copy + p * W, units);
-      }
-      const int64_t row = (p * q_.B + b) * W;
-      Kept<E>::mix(kept.c, Vec<E>::load(c_[d] + row), Vec<E>::load(c + row)).store(c + row);
-    }
-  }
   void copy_h(const A* from, A* to) const {
     const size_t bytes = static_cast<size_t>(q_.P) * sizeof(A);
     if (from) {
@@ -273,8 +255,9 @@ class ForwardMarks {
   const Outputs& out_;
   const Marks marks_;
   const int64_t panels_, parties_;
-  A* h_[2] = {};  // [party][B][P]
-  E* c_[2] = {};  // [panel][B][W]
+  A* h_[2] = {};       // [party][B][P]
+  A* h_kept_[2] = {};  // the same without factors, where zoneout needs it too
+  E* c_[2] = {};       // [panel][B][W]
 };
 
 template <class S, class E>

@@ -68,11 +68,6 @@ class MatrixForward<BFloat16> {
   void copy_step_h(int32_t d, int64_t task, const BFloat16* h, int64_t b) const {
     copy_row(h, q_.H, b, h_blocks_, h_step(d, task));
   }
-  // Units of panel p of a row of h, after processing step s.
-  void put_h(int32_t d, int64_t s, int64_t p, int64_t b, const BFloat16* h) const {
-    std::memcpy(h_at(d, s, p) + row_in_tiles(b, h_block()), h,
-                static_cast<size_t>(min64(16, q_.H - p * 16)) * sizeof(*h));
-  }
   void copy_chunk_row(int32_t d, const BFloat16* x, int64_t row) const {
     copy_row(x, q_.I, row, x_blocks_, sides_[d].x);
   }

@@ -481,26 +481,28 @@ FL_INLINE Vec<float> byte_of_quads(const int8_t* p, int k) {
   return {reinterpret_cast<decltype(Vec<float>::v)>(__builtin_convertvector(value, Floats))};
 }
 
-// 1 in lanes whose byte has the bit, else 0.
+// Lanes of yes whose byte has the bit, of no elsewhere.
 template <class E>
-FL_INLINE Vec<E> ones_where(Tag<E>, const uint8_t* bytes, uint8_t bit) {
+FL_INLINE Vec<E> either_where(const uint8_t* bytes, uint8_t bit, Vec<E> yes, Vec<E> no) {
   constexpr int W = Vec<E>::kWidth;
 #if FUSED_LSTM_SIMD == 3
   if constexpr (W == 16) {
     const __m128i set = _mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes));
     const __mmask16 mask = _mm_test_epi8_mask(set, _mm_set1_epi8(static_cast<char>(bit)));
-    return {_mm512_maskz_mov_ps(mask, _mm512_set1_ps(1))};
+    return {_mm512_mask_mov_ps(no.v, mask, yes.v)};
   }
 #elif FUSED_LSTM_SIMD == 2
   if constexpr (W == 8) {
     const __m128i set = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes));
     const __m256i bits = _mm256_and_si256(_mm256_cvtepu8_epi32(set), _mm256_set1_epi32(bit));
     const __m256 mask = _mm256_castsi256_ps(_mm256_cmpeq_epi32(bits, _mm256_set1_epi32(bit)));
-    return {_mm256_and_ps(mask, _mm256_set1_ps(1))};
+    return {_mm256_blendv_ps(no.v, yes.v, mask)};
   }
 #endif
-  alignas(64) E lanes[W];
-  for (int j = 0; j < W; ++j) lanes[j] = static_cast<E>(bytes[j] & bit ? 1 : 0);
+  alignas(64) E lanes[W], others[W];
+  yes.store(others);
+  no.store(lanes);
+  for (int j = 0; j < W; ++j) lanes[j] = bytes[j] & bit ? others[j] : lanes[j];
   return Vec<E>::load(lanes);
 }
 
